@@ -1,0 +1,97 @@
+"""A candidate: one recipe's exported file and everything measured on it. Written once, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of images, with its Wilson 95 % interval. Fractions in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    count: int  # images it was measured on
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One setting of the runtime, original and candidate interleaved in one run."""
+
+    batch: int
+    threads: int
+    latency_ms: float  # candidate, median, for the whole batch
+    original_ms: float
+    speedup: float  # median of the ratios original / candidate, pair by pair
+    speedup_low: float  # 10th percentile of those ratios
+    speedup_high: float  # 90th percentile
+    runs: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Measured on the exported file in ONNX Runtime. `verified` says that the whole test part was used."""
+
+    accuracy: Share | None  # None without labels
+    agreement: Share  # with the original file's answers, same images
+    size_bytes: int  # on disk
+    params: int
+    macs: int
+    peak_bytes: int
+    latency: tuple[Latency, ...]
+    per_class: tuple[Share, ...] = ()  # accuracy per class, in the order of the card's classes
+    verified: bool = True
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A layer a step left alone, and why."""
+
+    technique: str
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What `run` returns and what `candidate.json` holds, beside `model.onnx` and `recipe.yaml`."""
+
+    id: str
+    model: str  # model id
+    data: str  # data id
+    recipe: str  # YAML
+    title: str
+    scores: Scores
+    skipped: tuple[Skip, ...]
+    curves: dict[str, list[dict[str, float]]]  # technique → rows of its learning curve
+    layer_error: dict[str, float]  # layer → relative error of its output against the original, 0 is none
+    parity: float  # largest |torch - ONNX| over the logits of real images, before file steps
+    seconds: float
+    provenance: dict[str, str]  # data hash, seed, versions, machine, threads
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Candidate:
+        return cls(
+            **{
+                **values,
+                "scores": scores_from_json(values["scores"]),
+                "skipped": tuple(Skip(**row) for row in values["skipped"]),
+            }
+        )
+
+
+def scores_from_json(row: dict[str, Any]) -> Scores:
+    return Scores(
+        **{
+            **row,
+            "accuracy": Share(**row["accuracy"]) if row["accuracy"] else None,
+            "agreement": Share(**row["agreement"]),
+            "latency": tuple(Latency(**item) for item in row["latency"]),
+            "per_class": tuple(Share(**item) for item in row["per_class"]),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Everything that holds a tensor: imported by workers and headless users, never by `app/` or `pages/`."""

@@ -1,0 +1,206 @@
+"""One training loop for everything that trains: fine-tuning, distillation and the sample models.
+
+SGD with Nesterov momentum, a one-cycle or cosine schedule, random shift (and mirror where the data allows it), the best
+epoch by validation kept. A loss is any function `(module, x, y) -> scalar`, so distillation is one more loss. With a
+checkpoint path, a killed run goes on from its last finished epoch and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.cards import ModelCard
+from core.engine.data import Images, to_tensor
+from core.errors import DataError
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Report = Callable[..., None]  # report(fraction in [0, 1], message, **numbers); raises Cancelled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. `schedule` is 'cosine' (from the peak down) or 'onecycle' (up over a quarter, then down)."""
+
+    epochs: int = 5
+    learning_rate: float = 0.05  # the peak
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # not applied to biases and BatchNorm
+    schedule: str = "cosine"
+    shift: int = 4  # largest random shift, in pixels; 0 switches augmentation off
+    flip: bool = False
+    averaging: float = 0.0  # decay of the exponential moving average of the weights; 0 keeps the raw weights
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the learning curve."""
+
+    epoch: int
+    loss: float  # mean over the training images
+    accuracy: float  # top-1 on the validation part, a fraction
+
+
+def cross_entropy(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(module(x), y)
+
+
+def rate_at(progress: float, plan: Plan) -> float:
+    """Learning rate after `progress` (0..1) of all updates."""
+    warm = 0.25 if plan.schedule == "onecycle" else 0.0
+    if progress < warm:
+        return plan.learning_rate * (0.1 + 0.9 * progress / warm)
+    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
+
+def augment(x: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to `plan.shift` pixels (zeros move in, after normalization) and mirror half of them."""
+    n, _, h, w = x.shape
+    if plan.shift:
+        padded = F.pad(x, [plan.shift] * 4)
+        top, left = (torch.randint(0, 2 * plan.shift + 1, (n,), generator=generator) for _ in range(2))
+        rows = (top[:, None] + torch.arange(h))[:, None, :, None]  # (n, 1, h, 1)
+        columns = (left[:, None] + torch.arange(w))[:, None, None, :]  # (n, 1, 1, w)
+        x = padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+    if plan.flip:
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def accuracy(module: nn.Module, images: Images, card: ModelCard, batch: int = 500) -> float:
+    """Top-1 share of `images` in evaluation mode. Raises DataError without labels."""
+    if images.y is None:
+        raise DataError("Accuracy needs labels; received images without labels.")
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        hits = sum(
+            int((module(to_tensor(images.x[i : i + batch], card)).argmax(1).numpy() == images.y[i : i + batch]).sum())
+            for i in range(0, len(images), batch)
+        )
+    module.train(training)
+    return hits / len(images)
+
+
+def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.SGD:
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    free = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move `average` toward `module`; counters are copied."""
+    for slow, fast in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+        if slow.dtype.is_floating_point:
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+def fit(
+    module: nn.Module,
+    train: Images,
+    validation: Images,
+    card: ModelCard,
+    plan: Plan,
+    *,
+    loss: Loss = cross_entropy,
+    report: Report = lambda *_, **__: None,
+    checkpoint: Path | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    forward: nn.Module | None = None,
+) -> list[Epoch]:
+    """Train `module` in place; it ends with the weights of the best validation epoch, in evaluation mode.
+
+    `after_step` runs after every update (masks of pruned weights are put back there). `forward` is a compiled twin
+    that shares the weights. Raises DataError without labels; `report` may raise Cancelled: the weights stay as trained.
+    """
+    if train.y is None or validation.y is None:
+        raise DataError("Training needs labels; received images without labels.")
+    state = _State(module, plan, checkpoint)
+    steps = math.ceil(len(train) / plan.batch_size)
+    for epoch in range(len(state.curve), plan.epochs):
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(train), generator=generator).numpy()
+        module.train()
+        total = 0.0
+        for step in range(steps):
+            index = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate_at((epoch * steps + step) / (plan.epochs * steps), plan)
+            x = augment(to_tensor(train.x[index], card), plan, generator)
+            value = loss(module if forward is None else forward, x, torch.from_numpy(train.y[index]))
+            state.optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            if after_step:
+                after_step(module)
+            if plan.averaging:
+                _follow(
+                    state.average, module, min(plan.averaging, (epoch * steps + step + 1) / (epoch * steps + step + 10))
+                )
+            total += float(value.detach()) * len(index)
+            report((epoch + (step + 1) / steps) / plan.epochs, f"Training, epoch {epoch + 1} of {plan.epochs}")
+        state.finish(Epoch(epoch + 1, total / len(train), accuracy(state.average, validation, card)))
+        report(
+            (epoch + 1) / plan.epochs, f"Epoch {epoch + 1} of {plan.epochs}: validation {state.curve[-1].accuracy:.2%}"
+        )
+    module.load_state_dict(state.best)
+    module.eval()
+    return state.curve
+
+
+class _State:
+    """What a run needs to go on after a kill: weights, their average, the optimizer, the best epoch and the curve."""
+
+    def __init__(self, module: nn.Module, plan: Plan, path: Path | None) -> None:
+        self.module, self.path = module, path
+        self.optimizer = _optimizer(module, plan)
+        self.average = copy.deepcopy(module) if plan.averaging else module
+        self.best = copy.deepcopy(module.state_dict())
+        self.curve: list[Epoch] = []
+        if path and path.exists():
+            saved = torch.load(path, weights_only=True)
+            module.load_state_dict(saved["module"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average.load_state_dict(saved["average"])
+            self.best = saved["best"]
+            self.curve = [Epoch(int(e), loss, score) for e, loss, score in saved["curve"]]
+
+    def finish(self, row: Epoch) -> None:
+        if row.accuracy >= max((e.accuracy for e in self.curve), default=-1.0):
+            self.best = copy.deepcopy(self.average.state_dict())
+        self.curve.append(row)
+        if self.path:
+            part = self.path.with_suffix(".part")
+            torch.save(
+                {
+                    "module": self.module.state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "best": self.best,
+                    "curve": [[e.epoch, e.loss, e.accuracy] for e in self.curve],
+                },
+                part,
+            )
+            os.replace(part, self.path)
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch and NumPy's global generators: libraries below us draw from both."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)

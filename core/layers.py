@@ -1,0 +1,110 @@
+"""What a model is made of, as plain records: layers, the channel groups that tie them, and their totals.
+
+    Profile ── layers: Layer… ── inputs: Feed… ──► Group
+                     └────────── group ──────────► Group
+
+A group is a set of layers whose output channels can only be removed together (a residual sum ties all its branches).
+Every layer's width follows from its own group, and its input width from the groups that feed it, so parameters and MACs
+of any pruned model are exact sums over these records, without a tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Input channels of a layer that come from one group: `repeat` of them for each of the group's channels."""
+
+    group: str
+    repeat: int = 1  # more than 1 where a feature map is flattened: height × width
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution, linear or normalization layer, in the order of execution."""
+
+    name: str  # path in the model; the node of the exported file has the same name
+    kind: str  # conv, depthwise, conv_transpose, linear, norm, other
+    params: int
+    macs: int  # one multiply-add is one MAC; 0 for norm, which export folds away
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    groups: int
+    bias: bool
+    output_shape: tuple[int, ...]  # without the batch axis
+    activation_bytes: int  # of its output, float32, batch 1
+    group: str  # "" when its output channels belong to no group
+    inputs: tuple[Feed, ...]
+    latency_ms: float | None = None  # its node in ONNX Runtime, batch 1, one thread, median
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers whose output channels are removed together."""
+
+    name: str  # its first layer's name
+    channels: int
+    layers: tuple[str, ...]  # the layers that produce these channels, in order
+    blocked: str = ""  # why no channel can be removed, as a sentence; "" when they can
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Layers, groups and totals. Totals equal the sums of the rows."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    params: int
+    macs: int
+    activation_bytes: int  # sum over layers
+    peak_bytes: int  # most activation memory alive at once, float32, batch 1
+    file_bytes: int  # the original file
+    latency_ms: float | None = None  # the whole file, batch 1, one thread, median
+
+    @property
+    def tunable(self) -> tuple[Layer, ...]:
+        """The layers a technique may touch, in order."""
+        return tuple(layer for layer in self.layers if layer.kind not in ("norm", "other"))
+
+    def group(self, name: str) -> Group:
+        return next(g for g in self.groups if g.name == name)
+
+    def layer(self, name: str) -> Layer:
+        return next(x for x in self.layers if x.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Profile:
+        layers = tuple(
+            Layer(
+                **{
+                    **row,
+                    "kernel": tuple(row["kernel"]),
+                    "output_shape": tuple(row["output_shape"]),
+                    "inputs": tuple(Feed(**feed) for feed in row["inputs"]),
+                }
+            )
+            for row in values["layers"]
+        )
+        groups = tuple(Group(**{**row, "layers": tuple(row["layers"])}) for row in values["groups"])
+        return cls(**{**values, "layers": layers, "groups": groups})
+
+
+def kept_channels(channels: int, ratio: float, multiple: int) -> int:
+    """Channels left after removing `ratio` of them, rounded to the nearest multiple; at least one block stays.
+
+    >>> kept_channels(64, 0.3, 8), kept_channels(16, 0.9, 8), kept_channels(10, 0.5, 16)
+    (48, 8, 10)
+    """
+    if ratio <= 0 or channels <= multiple:
+        return channels
+    wanted = channels * (1 - ratio)
+    return int(min(channels, max(multiple, np.floor(wanted / multiple + 0.5) * multiple)))
