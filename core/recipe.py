@@ -91,9 +91,7 @@ class Recipe:
     @property
     def id(self) -> str:
         """10 hex digits of SHA-256 over what the recipe does. Options are complete, so a changed default changes it."""
-        rows = []
-        for step in self.active:
-            rows.append([step.technique, asdict(step.record), dict(step.layers)])
+        rows = [[step.technique, asdict(step.record), dict(step.layers)] for step in self.active]
         text = json.dumps([self.seed, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
