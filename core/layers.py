@@ -42,6 +42,7 @@ class Layer:
     group: str  # "" when its output channels belong to no group
     inputs: tuple[Feed, ...]
     latency_ms: float | None = None  # its node in ONNX Runtime, batch 1, one thread, median
+    input_shape: tuple[int, ...] = ()  # without the batch axis
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Profile:
                     **row,
                     "kernel": tuple(row["kernel"]),
                     "output_shape": tuple(row["output_shape"]),
+                    "input_shape": tuple(row["input_shape"]),
                     "inputs": tuple(Feed(**feed) for feed in row["inputs"]),
                 }
             )
