@@ -105,7 +105,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         body = {"recipe": 1, "seed": self.seed, "steps": [step.plain() for step in self.steps]}
-        return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(body, sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
