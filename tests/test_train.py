@@ -1,0 +1,123 @@
+"""The training loop: schedules by hand, augmentation against a naive one, the best epoch kept, a killed run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.cards import ModelCard
+from core.engine.data import Images
+from core.engine.train import Plan, accuracy, augment, fit, rate_at
+from core.errors import Cancelled, DataError
+
+CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
+PLAN = Plan(epochs=4, learning_rate=0.05, batch_size=32, shift=1)
+
+
+def images(count: int, seed: int) -> Images:
+    """Class 1 is brighter on average; noise makes it a task."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, count)
+    x = rng.normal(110 + 30 * y[:, None, None, None], 60, (count, 8, 8, 1)).clip(0, 255).astype(np.uint8)
+    return Images(x, y)
+
+
+def tiny() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([v.flatten().double() for v in module.state_dict().values()])
+
+
+def test_schedules_by_hand() -> None:
+    cosine = Plan(learning_rate=0.2)
+    assert [rate_at(p, cosine) for p in (0, 0.5, 1)] == pytest.approx([0.2, 0.1, 0.0])
+    once = replace(cosine, schedule="onecycle")
+    assert [rate_at(p, once) for p in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0.02, 0.11, 0.2, 0.1, 0.0])
+
+
+def test_augmentation_shifts_and_mirrors_whole_images() -> None:
+    x = torch.arange(2 * 3 * 5 * 5, dtype=torch.float32).reshape(2, 3, 5, 5) + 1
+    padded = nn.functional.pad(x, [2] * 4)
+    seen = set()
+    for seed in range(20):
+        moved = augment(x, Plan(shift=2, flip=True), torch.Generator().manual_seed(seed))
+        for n in range(2):
+            views = {
+                (i, j, flip): padded[n, :, i : i + 5, j : j + 5].flip(2) if flip else padded[n, :, i : i + 5, j : j + 5]
+                for i in range(5) for j in range(5) for flip in (False, True)
+            }  # fmt: skip
+            match = [key for key, view in views.items() if torch.equal(view, moved[n])]
+            assert len(match) == 1
+            seen.add(match[0])
+    assert len(seen) > 20, "shifts and mirrors vary"
+    assert torch.equal(augment(x, Plan(shift=0), torch.Generator()), x)
+
+
+def test_training_learns_and_repeats() -> None:
+    first, second = tiny(), tiny()
+    curve = fit(first, images(512, 0), images(256, 1), CARD, PLAN)
+    assert fit(second, images(512, 0), images(256, 1), CARD, PLAN) == curve
+    assert torch.equal(weights(first), weights(second))
+    assert curve[-1].loss < curve[0].loss
+    assert accuracy(first, images(256, 2), CARD) > 0.9
+    assert not first.training
+
+
+def test_the_best_epoch_is_kept() -> None:
+    module = tiny()
+    kept: list[torch.Tensor] = []
+
+    def spoil_late_epochs(current: nn.Module) -> None:
+        if len(kept) >= 16:  # 8 updates an epoch: from the third epoch on
+            nn.init.zeros_(current[5].weight)  # type: ignore[index]
+        kept.append(weights(current).clone())
+
+    curve = fit(module, images(256, 0), images(128, 1), CARD, PLAN, after_step=spoil_late_epochs)
+    best = max(range(4), key=lambda i: (curve[i].accuracy, i))
+    assert best < 2
+    assert torch.equal(weights(module), kept[best * 8 + 7])
+    assert accuracy(module, images(128, 1), CARD) == curve[best].accuracy
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    plan = replace(PLAN, averaging=0.9)
+    whole, killed, resumed = tiny(), tiny(), tiny()
+    curve = fit(whole, images(256, 0), images(128, 1), CARD, plan)
+
+    def stop(fraction: float, message: str) -> None:
+        if fraction > 0.6:
+            raise Cancelled("stopped by the test")
+
+    path = tmp_path / "state.pt"
+    with pytest.raises(Cancelled):
+        fit(killed, images(256, 0), images(128, 1), CARD, plan, report=stop, checkpoint=path)
+    done: list[float] = []
+    again = fit(
+        resumed, images(256, 0), images(128, 1), CARD, plan, checkpoint=path, report=lambda f, m: done.append(f)
+    )
+    assert min(done) > 0.5, "finished epochs are not trained again"
+    assert again == curve
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_labels_are_needed() -> None:
+    bare = Images(images(64, 0).x, None)
+    with pytest.raises(DataError, match="needs labels"):
+        fit(tiny(), bare, bare, CARD, PLAN)
+    with pytest.raises(DataError, match="needs labels"):
+        accuracy(tiny(), bare, CARD)
