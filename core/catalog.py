@@ -62,7 +62,11 @@ class PruneWeights:
         "global: rank all weights of the network together. layer: the same share everywhere.",
         choices=("layer", "global"),
     )
-    pattern: str = option("any", "any, or N zeros kept out of every M neighbours.", choices=("any", "2:4", "1:4"))
+    pattern: str = option(
+        "any",
+        "any, or N:M: of every M neighbouring input channels N weights stay; the pattern then sets the sparsity.",
+        choices=("any", "2:4", "1:4"),
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ CATALOG: dict[str, Technique] = {
             "sparsity",
             0.0,
             (),
-            lambda o: f"Prune weights {o.sparsity:.0%}" + ("" if o.pattern == "any" else f" {o.pattern}"),
+            lambda o: f"Prune weights {o.sparsity:.0%}" if o.pattern == "any" else f"Prune weights {o.pattern}",
             "Sets single weights to zero: a smaller download once compressed, not a faster model on this runtime.",
             "Layer-adaptive Sparsity for the Magnitude-based Pruning (LAMP), Lee et al. 2021",
         ),

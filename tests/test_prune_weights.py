@@ -1,0 +1,127 @@
+"""prune_weights: scores worked out by hand and by a slow reference, exact shares, patterns, what is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.cards import ModelCard
+from core.catalog import PruneWeights
+from core.engine.context import Context
+from core.engine.data import Images
+from core.engine.techniques.prune_weights import apply, beyond_pattern, lowest, score_lamp, score_magnitude
+
+NOTHING = Images(np.zeros((0, 8, 8, 3), np.uint8), None)
+CONTEXT = Context(ModelCard("net", "net", (3, 8, 8), ("a", "b")), NOTHING, NOTHING, NOTHING, False, None)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3),
+        nn.Flatten(),
+        nn.Linear(576, 2),
+    )
+
+
+def zero_share(part: nn.Module) -> float:
+    weight = part.weight
+    assert isinstance(weight, Tensor)
+    return float((weight == 0).double().mean())
+
+
+def lamp_slowly(weight: Tensor) -> np.ndarray:
+    """The paper's definition, one weight at a time."""
+    values = [float(w) ** 2 for w in weight.double().flatten()]
+    return np.array([v / sum(other for other in values if other >= v) for v in values]).reshape(weight.shape)
+
+
+def test_lamp_by_hand() -> None:
+    # squares 1, 4, 9, 16; sums from each upward 30, 29, 25, 16
+    scores = score_lamp(torch.tensor([[2.0, -1.0], [4.0, 3.0]]))
+    np.testing.assert_allclose(scores, [[4 / 29, 1 / 30], [1.0, 9 / 25]])
+
+
+def test_lamp_equals_the_definition_on_a_convolution() -> None:
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_allclose(score_lamp(weight), lamp_slowly(weight), rtol=1e-9)
+
+
+def test_lamp_of_zeros_is_zero_and_finite() -> None:
+    assert score_lamp(torch.zeros(2, 3)).tolist() == [[0.0] * 3] * 2
+
+
+def test_magnitude_ignores_sign() -> None:
+    assert score_magnitude(torch.tensor([-2.0, 1.0])).tolist() == [2.0, 1.0]
+
+
+def test_lowest_takes_the_exact_share_even_among_equals() -> None:
+    assert lowest(np.array([[1.0, 1.0], [1.0, 0.5]]), 0.5).tolist() == [[True, False], [False, True]]
+
+
+def test_one_ranking_decides_how_much_each_layer_gives() -> None:
+    # magnitudes 1 2 3 4 | 10 20 30 40: a global half takes the whole first layer, LAMP takes one half of each
+    first, second = nn.Linear(4, 1), nn.Linear(4, 1)
+    for criterion, expected in (("magnitude", (1.0, 0.0)), ("lamp", (0.5, 0.5))):
+        with torch.no_grad():
+            first.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+            second.weight.copy_(torch.tensor([[10.0, 20.0, 30.0, 40.0]]))
+        model = nn.ModuleDict({"first": first, "second": second})
+        apply(model, PruneWeights(sparsity=0.5, criterion=criterion), {}, CONTEXT)
+        assert (zero_share(first), zero_share(second)) == expected, criterion
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "lamp"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_share_zero_over_the_network_and_the_rest_untouched(criterion: str, scope: str) -> None:
+    model, before = net(), net().state_dict()
+    apply(model, PruneWeights(0.7, criterion, scope), {}, CONTEXT)
+    convs = [model[0], model[3], model[5]]
+    total = sum(c.weight.numel() for c in convs)
+    zeros = sum(int((c.weight == 0).sum()) for c in convs)
+    assert abs(zeros - 0.7 * total) <= len(convs) / 2
+    if scope == "layer":
+        assert all(abs(zero_share(c) - 0.7) * c.weight.numel() <= 0.5 for c in convs)
+    for key, value in model.state_dict().items():
+        survived = value != 0
+        assert torch.equal(value[survived], before[key][survived])
+        if key not in ("0.weight", "3.weight", "5.weight"):
+            assert torch.equal(value, before[key])
+
+
+def test_a_layer_has_its_own_dial_and_the_others_are_ranked_without_it() -> None:
+    model = net()
+    apply(model, PruneWeights(0.6), {"3": 0.25, "5": 0.0}, CONTEXT)
+    assert zero_share(model[3]) == pytest.approx(0.25)
+    assert zero_share(model[5]) == 0.0
+    assert zero_share(model[0]) == pytest.approx(0.6, abs=0.5 / model[0].weight.numel())
+
+
+def test_pattern_keeps_the_largest_of_each_block_along_input_channels() -> None:
+    weight = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.1, 0.2, 0.3, -0.4]])[:, :, None, None].expand(1, 8, 1, 2)
+    zero = beyond_pattern(score_magnitude(weight), 2, 4)
+    assert zero.shape == (1, 8, 1, 2)
+    for column in (0, 1):
+        assert zero[0, :, 0, column].tolist() == [False, False, True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("pattern", "keep"), [("2:4", 2), ("1:4", 1)])
+def test_pattern_on_a_network(pattern: str, keep: int) -> None:
+    model = net()
+    outcome = apply(model, PruneWeights(0.5, "magnitude", "layer", pattern), {}, CONTEXT)
+    assert [(s.layer, "3 input channels" in s.reason) for s in outcome.skipped] == [("0", True)]
+    assert zero_share(model[0]) == 0.0
+    blocks = model[3].weight.movedim(1, -1).reshape(-1, 4)
+    assert bool(((blocks != 0).sum(1) == keep).all())
+    assert bool(((model[5].weight.reshape(-1, 4) != 0).sum(1) == keep).all())
+
+
+def test_pattern_leaves_out_a_layer_whose_dial_is_zero() -> None:
+    model = net()
+    apply(model, PruneWeights(0.5, "lamp", "global", "2:4"), {"3": 0.0}, CONTEXT)
+    assert (zero_share(model[3]), zero_share(model[5])) == (0.0, 0.5)
