@@ -1,0 +1,118 @@
+"""Records → words with units. Numbers stay in the core; how they read on a page is decided here, once."""
+
+from __future__ import annotations
+
+from core.candidate import Candidate, Latency, Scores, Share
+
+BADGES = {  # word → (colour, icon, what it says about a number)
+    "predicted": ("violet", ":material/insights:", "Estimated from tables; nothing was run."),
+    "measured": ("blue", ":material/straighten:", "Measured on a sample of the images, or counted in the model."),
+    "verified": ("green", ":material/verified:", "Measured on the file you download, with every test image."),
+}
+
+
+def count(value: float, unit: str = "") -> str:
+    """272474 → '272 k'; 40813184 → '40.8 M'.
+
+    >>> count(272474), count(40813184, "MACs"), count(61)
+    ('272 k', '40.8 M MACs', '61')
+    """
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{three(value / size)} {prefix}{' ' * bool(unit)}{unit}"
+    return f"{value:,.0f}{' ' * bool(unit)}{unit}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units, as download dialogs show them.
+
+    >>> size(1092616), size(532), size(0)
+    ('1.09 MB', '532 B', '0 B')
+    """
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= scale:
+            return f"{three(value / scale)} {unit}"
+    return f"{value:.0f} B"
+
+
+def three(value: float) -> str:
+    """Three significant digits without an exponent.
+
+    >>> three(1.0926), three(40.81), three(272.4), three(0.4567)
+    ('1.09', '40.8', '272', '0.457')
+    """
+    if value == 0:
+        return "0"
+    digits = 2
+    while digits and abs(value) >= 10 ** (3 - digits):
+        digits -= 1
+    return f"{value:.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def percent(value: float, digits: int = 2) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+def interval(share: Share) -> str:
+    """'91.2–92.3 %, 95 % interval, 10,000 images'."""
+    return f"{100 * share.low:.1f}–{100 * share.high:.1f} %, 95 % interval, {share.count:,} images"
+
+
+def milliseconds(value: float) -> str:
+    return f"{three(value)} ms"
+
+
+def times(value: float) -> str:
+    """A factor: '1.85×'."""
+    return f"{three(value)}×"
+
+
+def duration(seconds: float) -> str:
+    """In the words a person uses for waiting.
+
+    >>> duration(4.2), duration(75), duration(3720)
+    ('4 s', '1 min 15 s', '1 h 02 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def badge_of(scores: Scores) -> str:
+    """The word for accuracy and agreement."""
+    return "verified" if scores.verified else "measured"
+
+
+def latency_of(scores: Scores, batch: int = 1, threads: int = 1) -> Latency | None:
+    """The setting asked for, or the first one measured."""
+    exact = (row for row in scores.latency if (row.batch, row.threads) == (batch, threads))
+    return next(exact, next(iter(scores.latency), None))
+
+
+def candidate_rows(candidates: dict[str, Candidate]) -> list[dict[str, object]]:
+    """One row per candidate, for the Runs table. Shares are percentages here."""
+    return [_candidate_row(candidate) for candidate in candidates.values()]
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, object]:
+    scores, latency = candidate.scores, latency_of(candidate.scores)
+    return {
+        "id": candidate.id,
+        "Recipe": candidate.title,
+        "Accuracy": None if scores.accuracy is None else 100 * scores.accuracy.value,
+        "95 % interval": None if scores.accuracy is None else _range(scores.accuracy),
+        "Agreement": 100 * scores.agreement.value,
+        "Size": scores.size_bytes / 1e6,
+        "Parameters": scores.params / 1e3,
+        "MACs": scores.macs / 1e6,
+        "Latency": latency.latency_ms if latency else None,
+        "Speed": latency.speedup if latency else None,
+        "Took": duration(candidate.seconds),
+    }
+
+
+def _range(share: Share) -> str:
+    return f"{100 * share.low:.1f}–{100 * share.high:.1f}"
