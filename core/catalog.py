@@ -77,6 +77,7 @@ class Factorize:
         "How a convolution is split; linear layers are always split by SVD.",
         choices=("spatial_svd", "tucker2"),
     )
+    weighted: bool = option(True, "Keep what matters most on the calibration images; used by both SVDs.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""factorize: errors equal the discarded singular values, Tucker-2 equals tensorly's, full rank is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorly
+import torch
+from tensorly.decomposition import partial_tucker
+from torch import nn
+
+from core.cards import ModelCard
+from core.catalog import Factorize
+from core.engine.context import Context
+from core.engine.data import Images
+from core.engine.techniques.factorize import (
+    apply,
+    measure_moments,
+    split_conv_tucker,
+    split_linear,
+    split_matrix,
+    split_spatial,
+    split_tucker,
+)
+
+NOTHING = Images(np.zeros((0, 12, 10, 3), np.uint8), None)
+
+
+def context(images: Images = NOTHING) -> Context:
+    return Context(ModelCard("net", "net", (3, 12, 10), ("a", "b")), NOTHING, images, NOTHING, False, None)
+
+
+def pictures(count: int = 40) -> Images:
+    """Smooth pictures: neighbouring pixels and channels go together, as in photographs."""
+    noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    smooth = torch.nn.functional.interpolate(noise, (12, 10), mode="bilinear")
+    return Images((smooth.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8), None)
+
+
+def conv(**about: object) -> nn.Conv2d:
+    torch.manual_seed(1)
+    return nn.Conv2d(6, 8, **({"kernel_size": (3, 5), "padding": (1, 2)} | about))
+
+
+def test_svd_error_is_the_discarded_singular_values() -> None:
+    matrix = torch.randn(9, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, right = split_matrix(matrix, 4)
+    discarded = np.linalg.svd(matrix.numpy(), compute_uv=False)[4:]
+    assert float(torch.linalg.norm(matrix - left @ right)) == pytest.approx(float(np.linalg.norm(discarded)))
+
+
+def test_linear_error_is_the_discarded_singular_values() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 10)
+    parts = split_linear(layer, 0.3)  # rank 3
+    product = (parts[1].weight.double() @ parts[0].weight.double()).detach().numpy()
+    weight = layer.weight.detach().double().numpy()
+    discarded = np.linalg.svd(weight, compute_uv=False)[3:]
+    assert np.linalg.norm(weight - product) == pytest.approx(np.linalg.norm(discarded), rel=1e-6)
+    assert torch.equal(parts[1].bias, layer.bias)
+    assert parts[0].bias is None
+
+
+def test_weighted_svd_error_in_the_output_is_the_discarded_singular_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 6, dtype=torch.float64, generator=generator) @ torch.randn(
+        6, 6, dtype=torch.float64, generator=generator
+    )
+    matrix = torch.randn(6, 7, dtype=torch.float64, generator=generator)
+    left, right = split_matrix(matrix, 2, rows.T @ rows)
+    error = float(torch.linalg.norm(rows @ matrix - rows @ left @ right))
+    discarded = np.linalg.svd((rows @ matrix).numpy(), compute_uv=False)[2:]
+    assert error == pytest.approx(float(np.linalg.norm(discarded)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"stride": (2, 1)},
+        {"stride": (1, 2), "bias": False},
+        {"dilation": (2, 1)},
+        {"padding": "same"},
+        {"padding_mode": "reflect"},
+        {"kernel_size": 1, "padding": 0},
+    ],
+    ids=str,
+)
+def test_full_rank_convolutions_are_exact(about: dict[str, object]) -> None:
+    layer = conv(**about)
+    x = torch.randn(2, 6, 12, 10)
+    for parts in (split_spatial(layer, 1.0), split_conv_tucker(layer, 1.0)):
+        assert torch.allclose(parts(x), layer(x), atol=1e-5)
+        assert (parts[-1].bias is None) == (layer.bias is None)
+
+
+def test_spatial_svd_error_is_the_discarded_singular_values() -> None:
+    layer = conv()
+    parts = split_spatial(layer, 0.5)  # full rank min(6 · 3, 8 · 5) = 18, kept 9
+    assert [tuple(p.weight.shape) for p in parts] == [(9, 6, 3, 1), (8, 9, 1, 5)]
+    product = torch.einsum("rih,orw->oihw", parts[0].weight[..., 0].double(), parts[1].weight[:, :, 0].double())
+    weight = layer.weight.detach().double()
+    matrix = weight.permute(1, 2, 0, 3).reshape(18, 40).numpy()
+    discarded = np.linalg.svd(matrix, compute_uv=False)[9:]
+    assert float((weight - product).detach().norm()) == pytest.approx(float(np.linalg.norm(discarded)), rel=1e-6)
+
+
+def test_tucker_equals_tensorly() -> None:
+    weight = torch.randn(8, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    outputs, core, inputs = split_tucker(weight, 3, 4)
+    ours = torch.einsum("pqhw,op,iq->oihw", core, outputs, inputs).numpy()
+    (their_core, factors), _ = partial_tucker(weight.numpy(), rank=[4, 3], modes=[0, 1], n_iter_max=2, init="svd")
+    theirs = tensorly.tenalg.multi_mode_dot(their_core, factors, modes=[0, 1])
+    error, reference = np.linalg.norm(weight.numpy() - ours), np.linalg.norm(weight.numpy() - theirs)
+    assert core.shape == (4, 3, 3, 3)
+    assert error == pytest.approx(reference, rel=2e-3)
+    assert torch.allclose(outputs.T @ outputs, torch.eye(4, dtype=torch.float64), atol=1e-10)
+
+
+def residual_net() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+            self.conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+            self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+            self.group = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+            self.unused = nn.Conv2d(16, 16, 3)
+            self.head = nn.Linear(16, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.head(self.group(self.depth(x + self.conv(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.mark.parametrize("method", ["spatial_svd", "tucker2"])
+def test_layers_are_replaced_in_place_with_names_that_follow(method: str) -> None:
+    model = residual_net()
+    before = sum(p.numel() for p in model.parameters())
+    outcome = apply(model, Factorize(0.25, method), {"head": 1.0}, context(pictures()))
+    names = {n for n, m in outcome.model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert {"conv.0", "conv.1", "stem.0.0", "stem.0.1"} <= names
+    assert ("conv.2" in names) == (method == "tucker2")
+    reasons = {skip.layer: skip.reason for skip in outcome.skipped}
+    assert reasons.keys() == {"depth", "group", "unused"}
+    assert "depthwise" in reasons["depth"]
+    assert "4 groups" in reasons["group"]
+    assert "never calls" in reasons["unused"]
+    assert sum(p.numel() for p in outcome.model.parameters()) < before
+    assert outcome.model(torch.randn(2, 3, 12, 10)).shape == (2, 20)
+
+
+def test_what_would_be_larger_is_refused_with_the_numbers() -> None:
+    model = residual_net()
+    outcome = apply(model, Factorize(1.0), {"conv": 0.9}, context())
+    (skip,) = outcome.skipped
+    assert skip.layer == "conv"
+    assert "4,128" in skip.reason  # rank round(0.9 · 48) = 43: 43 · (16 · 3 + 16 · 3) parameters
+    assert "2,304" in skip.reason
+    assert isinstance(model.conv, nn.Conv2d)
+
+
+def test_weighting_lowers_the_error_of_the_output_on_other_images() -> None:
+    images, errors = pictures(200), {}
+    calibration, fresh = images.take(slice(0, 100)), images.take(slice(100, 200))
+    x = torch.from_numpy(fresh.x).permute(0, 3, 1, 2).float() / 255
+    for weighted in (False, True):
+        model, original = residual_net(), residual_net()
+        apply(model, Factorize(1.0, weighted=weighted), {"conv": 0.15, "head": 0.2}, context(calibration))
+        with torch.no_grad():
+            errors[weighted] = float((model(x) - original(x)).norm())
+    assert errors[True] < 0.7 * errors[False], errors
+
+
+def test_moments_are_those_of_the_padded_input_columns() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    images = pictures(2)
+    moment = measure_moments(model, {"0": model[0]}, context(images))["0"].numpy()
+    x = np.pad(images.x.transpose(0, 3, 1, 2) / 255, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    rows = [x[n, :, top : top + 3, left].ravel() for n in range(2) for top in range(12) for left in range(10)]
+    np.testing.assert_allclose(moment, np.array(rows).T @ np.array(rows) / len(rows), rtol=1e-4, atol=1e-6)
