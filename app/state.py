@@ -42,6 +42,12 @@ class State:
     revision: int = 0  # grows when the page, not the layer table, changed the recipe
     histories: dict[str, History] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)  # job → status when last shown
+    uploads: int = 0  # grows when the upload forms are to be emptied
+    notice: str = ""  # one sentence to show at the top of the next page, then forgotten
+
+    def take_notice(self) -> str:
+        notice, self.notice = self.notice, ""
+        return notice
 
     @property
     def history(self) -> History:

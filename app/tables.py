@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.candidate import Candidate, Latency, Scores, Share
+from core.layers import Profile
 
 BADGES = {  # word → (colour, icon, what it says about a number)
     "predicted": ("violet", ":material/insights:", "Estimated from tables; nothing was run."),
@@ -81,6 +82,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def plain(text: str) -> str:
+    """User text (names, messages) with Markdown's special characters taken literally."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#$~|:" else c for c in text)
+
+
 def badge_of(scores: Scores) -> str:
     """The word for accuracy and agreement."""
     return "verified" if scores.verified else "measured"
@@ -116,3 +122,31 @@ def _candidate_row(candidate: Candidate) -> dict[str, object]:
 
 def _range(share: Share) -> str:
     return f"{100 * share.low:.1f}–{100 * share.high:.1f}"
+
+
+KINDS = {
+    "conv": "Convolution",
+    "depthwise": "Depthwise convolution",
+    "conv_transpose": "Transposed convolution",
+    "linear": "Linear",
+    "norm": "Normalization",
+    "other": "Other",
+}
+
+
+def layer_rows(profile: Profile) -> list[dict[str, object]]:
+    """One row per layer, for the table on Inspect."""
+    return [
+        {
+            "Layer": layer.name,
+            "Kind": KINDS.get(layer.kind, layer.kind),
+            "Channels": f"{layer.in_channels} → {layer.out_channels}",
+            "Kernel": "" if layer.kind in ("linear", "norm") else "×".join(map(str, layer.kernel)),
+            "Output": "×".join(map(str, layer.output_shape)),
+            "Parameters": layer.params,
+            "MACs": layer.macs / 1e6,
+            "Activations": layer.activation_bytes / 1e3,
+            "Latency": layer.latency_ms,
+        }
+        for layer in profile.layers
+    ]

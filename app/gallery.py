@@ -1,0 +1,56 @@
+"""The sample models as cards with pictures of their data, and what a card says about a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+import sample_models
+from app import opening, state
+from app.tables import percent, plain
+from core.cards import DataCard, ModelCard
+
+
+def show() -> None:
+    """One card per sample; its button opens it."""
+    with st.grid(3, min_column_width=260):
+        for name, card in sample_models.SAMPLES.items():
+            _card(name, card)
+
+
+def _card(name: str, card: ModelCard) -> None:
+    picture = Path(sample_models.__file__).with_name(f"{name}.png")
+    with st.container(border=True, height="stretch"):
+        if picture.exists():
+            st.image(str(picture), width="stretch", alt=f"Images of the data set {card.data}")
+        st.markdown(f"**{plain(card.title)}**")
+        st.caption(plain(card.description))
+        if card.accuracy is not None:
+            st.caption(f"Accuracy {percent(card.accuracy)} (verified when it was trained) · {plain(card.licence)}")
+        st.button(
+            "Open",
+            key=f"open-{name}",
+            icon=":material/folder_open:",
+            on_click=opening.start,
+            args=({"kind": "sample", "name": name}, {"kind": card.data}, f"Open {card.title}"),
+            help=f"Opens {card.title} with its data, and measures it.",
+        )
+
+
+def about(card: ModelCard, data: DataCard | None) -> None:
+    """Where the model is from and what it is measured on, in one line each."""
+    shape = "×".join(map(str, card.input_shape))
+    facts = [f"input {shape}", f"{len(card.classes)} classes"]
+    facts += [plain(text) for text in (card.source, card.licence) if text]
+    st.caption(" · ".join(facts))
+    if data is None:
+        st.caption("No data: open it again together with images to measure accuracy.")
+    else:
+        labels = "" if data.labelled else ", without labels"
+        st.caption(f"Measured on {plain(data.title)}: {data.test:,} test images{labels}.")
+
+
+def contact_sheet(data: str) -> Path:
+    """Pictures of a data set of the workspace."""
+    return state.workspace().folder("data", data) / "contact.png"
