@@ -1,0 +1,235 @@
+"""Settings against really smaller networks, Fisher against torch.func, and a table that goes on after a stop."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.engine.perturb import fake_quantize, least_important, perturb, reconstruct, sparsify, swapped, weight_of
+from core.engine.sensitivity import measure_cells, rank_cells, rows_of, settings
+from core.errors import Cancelled
+from core.layers import Feed, Group, Layer, Profile
+from core.ranks import spatial_rank
+from core.sensitivity_table import LEVELS, read_lines, read_table
+
+
+class Net(nn.Module):
+    """stem → depthwise → (gate) → residual sum → concatenation with the stem → flattened head. 8×8 input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.dw = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.inner = nn.Conv2d(6, 4, 3, padding=1)
+        self.outer = nn.Conv2d(4, 6, 1)
+        self.pick = nn.Conv2d(9, 5, 1)
+        self.head = nn.Linear(5 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = torch.sigmoid(self.norm(self.stem(x)))  # a removed channel is not 0 but 0.5 behind this
+        y = self.outer(F.relu(self.inner(self.dw(stem)))) + stem
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.pick(torch.cat([x, y], 1))), 2).flatten(1))
+
+
+def layer(name: str, kind: str, c_in: int, c_out: int, group: str, *feeds: Feed, groups: int = 1) -> Layer:
+    return Layer(name, kind, 0, 0, c_in, c_out, (1, 1), groups, True, (c_out, 8, 8), 0, group, feeds)
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    net = Net().eval()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.running_mean)
+    return net
+
+
+PROFILE = Profile(
+    (
+        layer("stem", "conv", 3, 6, "stem", Feed("input")),
+        layer("norm", "norm", 6, 6, "stem", Feed("stem")),
+        layer("dw", "depthwise", 6, 6, "stem", Feed("stem"), groups=6),
+        layer("inner", "conv", 6, 4, "inner", Feed("stem")),
+        layer("outer", "conv", 4, 6, "stem", Feed("inner")),
+        layer("pick", "conv", 9, 5, "pick", Feed("input"), Feed("stem")),
+        layer("head", "linear", 20, 3, "head", Feed("pick", 4)),
+    ),
+    (
+        Group("input", 3, (), "These are the image's channels."),
+        Group("stem", 6, ("stem", "dw", "outer")),
+        Group("inner", 4, ("inner",)),
+        Group("pick", 5, ("pick",)),
+        Group("head", 3, ("head",), "These are the classes."),
+    ),
+    0, 0, 0, 0, 0,
+)  # fmt: skip
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def keep(part: nn.Module, out: Tensor | None = None, into: Tensor | None = None) -> None:
+    """Cut a layer down to output channels `out` and input channels `into`, by hand."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if out is not None and hasattr(part, name):
+            getattr(part, name).data = getattr(part, name).data[out]
+    if into is not None:
+        part.weight.data = part.weight.data[:, into]
+
+
+def cut(net: Net, group: str, removed: Tensor) -> Net:
+    """The network that really has fewer channels."""
+    small = copy.deepcopy(net)
+    left = torch.tensor([c for c in range({"stem": 6, "inner": 4, "pick": 5}[group]) if c not in removed])
+    if group == "stem":
+        for part in (small.stem, small.norm, small.dw, small.outer):
+            keep(part, left)
+        small.dw.groups = len(left)
+        keep(small.inner, into=left)
+        keep(small.pick, into=torch.cat([torch.arange(3), 3 + left]))
+    elif group == "inner":
+        keep(small.inner, left)
+        keep(small.outer, into=left)
+    else:
+        keep(small.pick, left)
+        keep(small.head, into=(left[:, None] * 4 + torch.arange(4)).flatten())
+    return small
+
+
+@pytest.mark.parametrize("group", ["stem", "inner", "pick"])
+def test_removed_channels_answer_like_the_smaller_network(net: Net, group: str) -> None:
+    removed = least_important(net, PROFILE, group, 0.5)
+    assert len(removed) == {"stem": 3, "inner": 2, "pick": 2}[group]
+    with torch.no_grad():
+        expected = cut(net, group, removed)(images(4))
+        with swapped(net, perturb(net, PROFILE, {(group, "prune_channels"): 0.5})):
+            torch.testing.assert_close(net(images(4)), expected)
+
+
+def test_the_smallest_filters_go_first(net: Net) -> None:
+    """Summed over stem, dw and outer, which make the same channels: channel 2 has the smallest filters."""
+    with torch.no_grad():
+        for part in (net.stem, net.dw, net.outer):
+            part.weight[2] *= 0.01
+    assert least_important(net, PROFILE, "stem", 1 / 6).tolist() == [2]
+
+
+def test_weights_by_hand() -> None:
+    weight = torch.tensor([[4.0, -1.0], [0.5, 3.0]])
+    assert sparsify(weight, 0.5).tolist() == [[4, 0], [0, 3]]
+    assert fake_quantize(weight, 2).tolist() == [[4, 0], [0, 3]]  # steps of 4 and 3: 0.5 / 3 rounds to 0
+    assert fake_quantize(torch.tensor([[7.0, 3.4, -7.0]]), 4).tolist() == [[7, 3, -7]]
+
+
+def test_low_rank_error_is_what_the_dropped_singular_values_hold() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    kept = spatial_rank(0.5, (3, 3), 4, 6)
+    values = torch.linalg.svdvals(weight.permute(1, 2, 0, 3).reshape(12, 18))
+    error = (reconstruct(weight, 0.5) - weight).square().sum()
+    torch.testing.assert_close(error, values[kept:].square().sum())
+    torch.testing.assert_close(reconstruct(weight, 1.0), weight)
+    torch.testing.assert_close(reconstruct(weight[:, :, 0, 0], 1.0), weight[:, :, 0, 0])
+
+
+def test_settings_join_on_one_layer(net: Net) -> None:
+    both = perturb(net, PROFILE, {("outer", "quantize"): 4, ("inner", "prune_channels"): 0.5})
+    pruned = perturb(net, PROFILE, {("inner", "prune_channels"): 0.5})["outer"]
+    assert torch.equal(both["outer"], fake_quantize(pruned, 4))
+
+
+def test_blocked_groups_and_depthwise_layers_have_no_row() -> None:
+    assert rows_of(PROFILE, "prune_channels") == ["stem", "inner", "pick"]
+    assert "dw" not in rows_of(PROFILE, "factorize")
+    assert rows_of(PROFILE, "quantize") == ["stem", "dw", "inner", "outer", "pick", "head"]
+    found = settings(PROFILE)
+    assert len(found) == len(set(found)) == 3 * 7 + 6 * 5 + 5 * 5 + 6 * 6
+    assert {level for _, level in found[: 3 + 6 + 5 + 6]} == {levels[0] for levels in LEVELS.values()}
+
+
+def test_fisher_against_gradients_of_single_images(net: Net) -> None:
+    x, y = images(20), torch.arange(20) % 3
+    parameters = {name: value.detach() for name, value in net.named_parameters()}
+
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(net, values, (image[None],)), label[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, y)
+    for cell in rank_cells(net, PROFILE, x, y):
+        moves, energy = torch.zeros(20), torch.zeros(2)
+        for name, weight in perturb(net, PROFILE, {(cell.layer, cell.technique): cell.level}).items():
+            change = weight - weight_of(net, name)
+            moves += (gradients[f"{name}.weight"] * change).flatten(1).sum(1)
+            energy += torch.stack([change.square().sum(), weight_of(net, name).square().sum()])
+        assert cell.fisher == pytest.approx(float(moves.square().mean()), rel=1e-3, abs=1e-9)
+        assert cell.weight_error == pytest.approx(float(energy[0] / energy[1]), rel=1e-4)
+
+
+def test_a_transposed_convolution_has_its_gradient_too() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2, groups=1), nn.Flatten(), nn.Linear(4 * 17 * 17, 3))
+    profile = Profile((layer("0", "conv_transpose", 3, 4, "", Feed("input")),), PROFILE.groups[:1], 0, 0, 0, 0, 0)
+    x, y = images(2), torch.tensor([0, 2])
+    (cell, *_) = rank_cells(net, profile, x, y)
+    moves = []
+    for i in range(2):
+        net.zero_grad()
+        F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]).backward()
+        change = sparsify(weight_of(net, "0"), 0.5) - weight_of(net, "0")
+        moves.append(float((net[0].weight.grad * change).sum()) ** 2)
+    assert (cell.technique, cell.level) == ("prune_weights", 0.5)
+    assert cell.fisher == pytest.approx(sum(moves) / 2, rel=1e-4)
+
+
+def test_measures_by_hand_and_without_labels(net: Net, tmp_path: Path) -> None:
+    x, y = images(16), torch.arange(16) % 3
+    table = measure_cells(net, PROFILE, x, y, tmp_path / "labelled.jsonl", {"images": "a"})
+    cell = table.cells[("pick", "quantize", 2)]
+    with torch.no_grad():
+        before = net(x)
+        with swapped(net, {"pick": fake_quantize(net.pick.weight, 2)}):
+            after = net(x)
+    p, q = before.softmax(1), after.softmax(1)
+    assert cell.kl == pytest.approx(float((p * (p.log() - q.log())).sum(1).mean()), rel=1e-3)
+    assert cell.accuracy_loss == pytest.approx(
+        float((before.argmax(1) == y).float().mean() - (after.argmax(1) == y).float().mean())
+    )
+    noise = float((after - before).square().sum() / before.square().sum())
+    assert cell.sqnr_db == pytest.approx(-10 * torch.tensor(noise).log10().item(), rel=1e-3)
+    assert cell.cosine is not None
+    assert 0 < cell.cosine < 1
+    blind = measure_cells(net, PROFILE, x, None, tmp_path / "blind.jsonl", {"images": "a"})
+    assert {c.kl for c in blind.cells.values()} == {c.kl for c in table.cells.values()}
+    assert all(c.accuracy_loss is None and c.fisher is not None for c in blind.cells.values())
+    assert table.progress(len(settings(PROFILE))) == 1.0
+
+
+def test_it_goes_on_where_it_was_stopped(net: Net, tmp_path: Path) -> None:
+    path, seen = tmp_path / "sensitivity.jsonl", []
+
+    def stop_at_ten(fraction: float, message: str, **_: object) -> None:
+        seen.append(message)
+        if len(seen) == 12:  # ranking, then ten cells
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        measure_cells(net, PROFILE, images(8), None, path, {"images": "a"}, stop_at_ten)
+    half = read_table(path)
+    assert half is not None
+    assert half.progress(10) == 1.0
+    lines = len(read_lines(path))
+    table = measure_cells(net, PROFILE, images(8), None, path, {"images": "a"})
+    assert len(read_lines(path)) == lines + len(settings(PROFILE)) - 10
+    whole = measure_cells(net, PROFILE, images(8), None, tmp_path / "whole.jsonl", {"images": "a"})
+    assert {k: c.kl for k, c in table.cells.items()} == {k: c.kl for k, c in whole.cells.items()}
+    other = measure_cells(net, PROFILE, images(9)[1:], None, path, {"images": "b"})
+    assert other.about == {"images": "b"}
+    assert {k: c.kl for k, c in other.cells.items()} != {k: c.kl for k, c in table.cells.items()}
