@@ -10,6 +10,7 @@ of any pruned model are exact sums over these records, without a tensor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,3 +111,35 @@ def kept_channels(channels: int, ratio: float, multiple: int) -> int:
         return channels
     wanted = channels * (1 - ratio)
     return int(min(channels, max(multiple, np.floor(wanted / multiple + 0.5) * multiple)))
+
+
+def dial_for(layers: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A layer's own value of a step's dial. A factor of a split layer (`conv.0`) follows the layer it came from."""
+    while name:
+        if name in layers:
+            return layers[name]
+        name = name.rpartition(".")[0]
+    return default
+
+
+def explain(profile: Profile, name: str, multiple: int = 8) -> str:
+    """Why a layer's channels can or cannot be removed, with which others, and to which widths. One to three sentences.
+
+    Raises StopIteration when the profile has no such layer.
+    """
+    layer = profile.layer(name)
+    if not layer.group:
+        joined = ", ".join(feed.group for feed in layer.inputs)
+        return f"{name} passes on the joined channels of {joined}: prune those and it follows."
+    group = profile.group(layer.group)
+    others = [other for other in group.layers if other != name]
+    shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+    together = f" Its channels are removed together with those of {shown}, since their outputs meet." if others else ""
+    if group.blocked:
+        return f"{name} keeps its {layer.out_channels} channels. {group.blocked}{together}"
+    if group.channels <= multiple:
+        return f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}"
+    return (
+        f"{name} can be pruned from {group.channels} channels in steps of {multiple}, "
+        f"since runtimes compute in blocks.{together}"
+    )

@@ -1,0 +1,212 @@
+"""Recipe → parameters, MACs and bytes of every layer, at once and exactly, from the profile alone: no tensor, no run.
+
+Each step changes a small model of the network (the widths of its channel groups, its layers, their zeros and bits) just
+as the technique changes the real one; the rules are shared (`kept_channels`, `ranks`), so the sums are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from core.layers import Feed, Group, Layer, Profile, dial_for, kept_channels
+from core.ranks import Shape, factors, refusal
+from core.recipe import Recipe, Step
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer of the original; where it was split, the sum of its factors."""
+
+    name: str
+    params: int
+    macs: int
+    weight_bytes: int
+    in_channels: int
+    out_channels: int
+    note: str = ""  # why a step left the layer as it was, as a sentence
+    nonzero: int = 0  # parameters that are not pruned to zero
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Totals equal the sums of the rows. `weight_bytes` are the stored parameters, not the whole file."""
+
+    params: int
+    macs: int
+    weight_bytes: int
+    nonzero: int
+    exact: bool  # False where a step ranks the whole network, so that only a run knows each layer's share
+    layers: tuple[LayerCost, ...]
+
+
+def costs(profile: Profile, recipe: Recipe) -> Costs:
+    """What the recipe leaves of the model. Exact unless `exact` says otherwise."""
+    net = _Network(profile)
+    for step in recipe.active:
+        if step.technique in STEPS:
+            STEPS[step.technique](net, step)
+    rows = tuple(net.cost(layer.name) for layer in profile.layers)
+    params, macs, size, nonzero = (
+        sum(getattr(r, k) for r in rows) for k in ("params", "macs", "weight_bytes", "nonzero")
+    )
+    return Costs(params, macs, size, nonzero, net.exact, rows)
+
+
+class _Network:
+    """The network as the steps so far have left it. `parts` maps an original layer's name to what stands there now."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.parts: dict[str, list[Layer]] = {layer.name: [layer] for layer in profile.layers}
+        self.groups: dict[str, Group] = {group.name: group for group in profile.groups}
+        self.width: dict[str, int] = {group.name: group.channels for group in profile.groups}
+        self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
+        self.bits: dict[str, int] = {}  # layer or factor → 8 or 16 where not 32
+        self.notes: dict[str, str] = {}
+        self.exact = True
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [part for parts in self.parts.values() for part in parts]
+
+    def channels(self, layer: Layer) -> tuple[int, int]:
+        """Input and output channels now."""
+        into = sum(self.width[f.group] * f.repeat for f in layer.inputs) if layer.inputs else layer.in_channels
+        if layer.group in self.width:
+            return into, self.width[layer.group]
+        return into, into if layer.kind in ("norm", "depthwise") and layer.inputs else layer.out_channels
+
+    def weights(self, layer: Layer) -> int:
+        """Weights now, without biases; 0 for layers that are not convolutions or linear."""
+        into, out = self.channels(layer)
+        if layer.kind in ("norm", "other"):
+            return 0
+        groups = out if layer.kind == "depthwise" else layer.groups
+        return into // groups * out * layer.kernel[0] * layer.kernel[1]
+
+    def params(self, layer: Layer) -> int:
+        _, out = self.channels(layer)
+        if layer.kind in ("norm", "other"):
+            follows = layer.group in self.width or layer.kind == "norm"
+            return layer.params * out // layer.out_channels if follows and layer.out_channels else layer.params
+        return self.weights(layer) + layer.bias * out
+
+    def macs(self, layer: Layer) -> int:
+        weights = self.weights(layer)
+        return layer.macs * weights // (layer.params - layer.bias * layer.out_channels) if weights else layer.macs
+
+    def zeros_of(self, layer: Layer) -> int:
+        """Where channels went after the zeros came, only their share is known."""
+        zeros, of = self.zeros.get(layer.name, (0, 1))
+        weights = self.weights(layer)
+        self.exact &= not zeros or weights == of
+        return zeros if weights == of else round(zeros * weights / of)
+
+    def bytes(self, layer: Layer) -> int:
+        """int8 weights come with a float scale and an int32 bias for each channel."""
+        bits, params = self.bits.get(layer.name, 32), self.params(layer)
+        if bits == 8 and (weights := self.weights(layer)):
+            return weights + 4 * (params - weights) + 4 * self.channels(layer)[1]
+        return 2 * params if bits == 16 else 4 * params
+
+    def cost(self, name: str) -> LayerCost:
+        parts = self.parts[name]
+        params, zeros = sum(map(self.params, parts)), sum(map(self.zeros_of, parts))
+        into, out = self.channels(parts[0])[0], self.channels(parts[-1])[1]
+        size = sum(map(self.bytes, parts))
+        return LayerCost(
+            name, params, sum(map(self.macs, parts)), size, into, out, self.notes.get(name, ""), params - zeros
+        )
+
+
+def _prune_channels(net: _Network, step: Step) -> None:
+    options = step.record
+    normed = {feed.group for layer in net.layers if layer.kind == "norm" for feed in layer.inputs}
+    for name, group in net.groups.items():
+        ratio = dial_for(step.layers, name, options.ratio)
+        if group.blocked and ratio > 0:
+            net.notes |= dict.fromkeys(group.layers, group.blocked)
+        elif options.criterion != "bn_scale" or name in normed:
+            net.width[name] = kept_channels(net.width[name], ratio, options.multiple)
+    net.exact &= options.scope == "layer" or options.ratio == 0
+
+
+def _prune_weights(net: _Network, step: Step) -> None:
+    options = step.record
+    for layer in net.layers:
+        weights, (into, _) = net.weights(layer), net.channels(layer)
+        sparsity = dial_for(step.layers, layer.name, options.sparsity)
+        if not weights or sparsity <= 0:
+            continue
+        zeros = round(sparsity * weights)
+        if options.pattern != "any":
+            keep, block = map(int, options.pattern.split(":"))
+            across = 1 if layer.kind == "depthwise" else into // layer.groups
+            fits = layer.kind != "conv_transpose" and across % block == 0
+            zeros = weights // block * (block - keep) if fits else 0
+        net.zeros[layer.name] = (max(zeros, net.zeros_of(layer)), weights)
+
+
+def _factorize(net: _Network, step: Step) -> None:
+    for origin, parts in net.parts.items():
+        net.parts[origin] = [new for layer in parts for new in _split(net, step, origin, layer)]
+
+
+def _split(net: _Network, step: Step, origin: str, layer: Layer) -> list[Layer]:
+    rank = dial_for(step.layers, layer.name, step.record.rank)
+    if rank >= 1 or layer.kind in ("norm", "other"):
+        return [layer]
+    shape, method = shape_of(layer, *net.channels(layer)), step.record.method
+    reason = refusal(shape, method, rank)
+    if reason:
+        net.notes[origin] = reason
+        return [layer]
+    pieces, feeds, found = factors(shape, method, rank), layer.inputs, []
+    for i, piece in enumerate(pieces):
+        name, last = f"{layer.name}.{i}", i == len(pieces) - 1
+        if not last:
+            net.groups[name] = Group(name, piece.out_channels, (name,))
+            net.width[name] = piece.out_channels
+        found.append(
+            replace(
+                layer,
+                name=name,
+                params=piece.params,
+                macs=piece.macs,
+                in_channels=piece.in_channels,
+                out_channels=piece.out_channels,
+                kernel=piece.kernel,
+                bias=piece.bias,
+                group=layer.group if last else name,
+                inputs=feeds,
+                input_shape=(piece.in_channels, *piece.in_size),
+                output_shape=(piece.out_channels, *piece.out_size),
+            )
+        )
+        feeds = (Feed(name),)
+    return found
+
+
+def shape_of(layer: Layer, in_channels: int, out_channels: int) -> Shape:
+    """A layer at the widths that earlier steps left, as `core.ranks` takes it."""
+    kernel, groups = layer.kernel, out_channels if layer.kind == "depthwise" else layer.groups
+    if layer.kind == "linear":
+        weights = layer.params - layer.bias * layer.out_channels
+        pixels = (layer.macs // weights, 1)
+        return Shape("linear", in_channels, out_channels, out_size=pixels, bias=layer.bias)
+    before, after = layer.input_shape[-2:], layer.output_shape[-2:]
+    return Shape(layer.kind, in_channels, out_channels, kernel, groups, before, after, layer.bias)  # type: ignore[arg-type]
+
+
+def _quantize(net: _Network, step: Step) -> None:
+    for layer in net.layers:
+        if dial_for(step.layers, layer.name, step.record.bits) == 8:
+            net.bits[layer.name] = 16 if step.record.mode == "float16" else 8
+
+
+STEPS: dict[str, Callable[[_Network, Step], None]] = {
+    "prune_channels": _prune_channels,
+    "prune_weights": _prune_weights,
+    "factorize": _factorize,
+    "quantize": _quantize,
+}  # distill changes no size
