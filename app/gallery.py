@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
-import sample_models
-from app import opening, state
+from app import opening
 from app.tables import percent, plain
 from core.cards import DataCard, ModelCard
+from sample_models import SAMPLES, picture_file
 
 
 def show() -> None:
     """One card per sample; its button opens it."""
     with st.grid(3, min_column_width=260):
-        for name, card in sample_models.SAMPLES.items():
+        for name, card in SAMPLES.items():
             _card(name, card)
 
 
 def _card(name: str, card: ModelCard) -> None:
-    picture = Path(sample_models.__file__).with_name(f"{name}.png")
     with st.container(border=True, height="stretch"):
-        if picture.exists():
-            st.image(str(picture), width="stretch", alt=f"Images of the data set {card.data}")
+        st.image(str(picture_file(name)), width="stretch", alt=f"Pictures of the data set {card.data}")
         st.markdown(f"**{plain(card.title)}**")
         st.caption(plain(card.description))
         if card.accuracy is not None:
@@ -50,7 +46,3 @@ def about(card: ModelCard, data: DataCard | None) -> None:
         labels = "" if data.labelled else ", without labels"
         st.caption(f"Measured on {plain(data.title)}: {data.test:,} test images{labels}.")
 
-
-def contact_sheet(data: str) -> Path:
-    """Pictures of a data set of the workspace."""
-    return state.workspace().folder("data", data) / "contact.png"

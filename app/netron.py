@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from html import escape
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import quote
 
@@ -105,11 +105,8 @@ def file_address(file: Path, name: str) -> str:
 
 
 def root() -> Path:
-    """The folder of the viewer's files. Found without importing the package, which would start its own server code."""
-    spec = find_spec("netron")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("netron")
-    return Path(spec.origin).parent
+    """The folder of the viewer's files, asked of the installer's records: this module has the package's name."""
+    return Path(str(distribution("netron").locate_file("netron"))).resolve()
 
 
 def index(name: str, theme: str) -> str:
