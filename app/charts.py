@@ -99,8 +99,31 @@ def _position(scores: Scores, axis: Axis) -> float | None:
 def pareto(info: Front, *, here: float | None = None, picked: str | None = None) -> Chart:
     """Accuracy against cost. `here` marks the cost of the recipe at the sliders, in the axis's unit."""
     points, best = info.points, sorted((p for p in info.points if p.best), key=lambda p: (p.x, p.y))
-    line = {"x": [p.x for p in best], "y": [p.y for p in best], "mode": "lines", "hoverinfo": "skip"}
-    dots = {
+    line = {
+        "x": [p.x for p in best],
+        "y": [p.y for p in best],
+        "mode": "lines",
+        "line": {"color": GREY, "width": 1.5, "shape": "hv"},
+        "zorder": -1,  # beneath the dots, which come first so as to take the palette's first colour
+        "hoverinfo": "skip",
+    }
+    right = 1.08 * max([*(p.x for p in points), here or 0.0, 1e-9])
+    figure = draw(
+        [_dots(info, picked), line],
+        300,
+        xaxis=scale(f"{info.axis.title}, {info.axis.unit}", [0, right]),
+        yaxis=scale(f"{info.measure.capitalize()}, %", around([p.low for p in points], [p.high for p in points])),
+        clickmode="event+select",
+        uirevision=info.axis.key,
+        **({} if here is None else _mark(here)),
+    )
+    said = "; ".join(f"{p.title} {p.x:.4g} {info.axis.unit}, {p.y:.2f} %" for p in best[:6])
+    return Chart(figure, f"{info.measure.capitalize()} against {info.axis.title}. On the front: {said}.")
+
+
+def _dots(info: Front, picked: str | None) -> dict[str, Any]:
+    points = info.points
+    return {
         "x": [p.x for p in points],
         "y": [p.y for p in points],
         "error_y": whiskers([p.y for p in points], [p.low for p in points], [p.high for p in points]),
@@ -114,19 +137,6 @@ def pareto(info: Front, *, here: float | None = None, picked: str | None = None)
         "hovertemplate": f"%{{text}}<br>%{{x:.4g}} {info.axis.unit}<br>{info.measure} %{{y:.2f}} %<extra></extra>",
         "unselected": {"marker": {"opacity": 0.6}},
     }
-    figure = draw(
-        [{**line, "line": {"color": GREY, "width": 1.5, "shape": "hv"}}, dots],
-        300,
-        xaxis=scale(
-            f"{info.axis.title}, {info.axis.unit}", [0, 1.08 * max([*(p.x for p in points), here or 0.0, 1e-9])]
-        ),
-        yaxis=scale(f"{info.measure.capitalize()}, %", around([p.low for p in points], [p.high for p in points])),
-        clickmode="event+select",
-        uirevision=info.axis.key,
-        **({} if here is None else _mark(here)),
-    )
-    names = "; ".join(f"{p.title} {p.x:.4g} {info.axis.unit}, {p.y:.2f} %" for p in best[:6])
-    return Chart(figure, f"{info.measure.capitalize()} against {info.axis.title}. On the front: {names}.")
 
 
 def _mark(here: float) -> dict[str, Any]:
@@ -183,7 +193,15 @@ def whiskers(middle: Sequence[float], low: Sequence[float], high: Sequence[float
     """Error bars from the ends of an interval."""
     up = [h - m for h, m in zip(high, middle, strict=True)]
     down = [m - v for v, m in zip(low, middle, strict=True)]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.2, "width": 3}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": up,
+        "arrayminus": down,
+        "color": GREY,
+        "thickness": 1.5,
+        "width": 3,
+    }
 
 
 def around(low: Sequence[float], high: Sequence[float]) -> tuple[float, float]:

@@ -47,6 +47,7 @@ def per_class(rows: Sequence[ClassRow]) -> Chart:
         "line": {"color": GREY, "width": 2},
         "hoverinfo": "skip",
         "showlegend": False,
+        "zorder": -1,
     }
     dots = [
         {
@@ -57,10 +58,10 @@ def per_class(rows: Sequence[ClassRow]) -> Chart:
             "marker": {"size": 10, "symbol": symbol},
             "hovertemplate": f"%{{y}}: %{{x:.1f}} %<extra>{title}</extra>",
         }
-        for x, title, symbol in ((before, "Original", "circle-open"), (after, "Candidate", "circle"))
+        for x, title, symbol in ((after, "Candidate", "circle"), (before, "Original", "circle-open"))
     ]
     figure = draw(
-        [links, *dots],
+        [*dots, links],
         90 + 24 * len(rows),
         xaxis=scale("Accuracy, %", around(before + after, before + after)),
         yaxis=names(len(rows)),

@@ -52,7 +52,7 @@ def widget(spec: Field[Any]) -> Widget:
     return Widget(shape, label, about["help"], low, high, step, style)
 
 
-def draw(spec: Field[Any], value: Any, key: str, on_change: Callable[[], None] | None = None) -> Any:
+def draw_option(spec: Field[Any], value: Any, key: str, on_change: Callable[[], None] | None = None) -> Any:
     """Draw one option and return what it is set to, in the option's own type."""
     w = widget(spec)
     common: dict[str, Any] = {"help": w.help, "key": key, "on_change": on_change}
@@ -73,7 +73,7 @@ def draw_options(
 ) -> dict[str, Any]:
     """All options of a technique but `skip`. Returns those that differ from their defaults, and `skip` as it came."""
     specs = {name: spec for name, spec in option_fields(entry).items() if name not in skip}
-    values = {name: draw(spec, options.get(name, spec.default), f"{key}-{name}") for name, spec in specs.items()}
+    values = {name: draw_option(spec, options.get(name, spec.default), f"{key}-{name}") for name, spec in specs.items()}
     kept = {name: options[name] for name in skip if name in options}
     return kept | {name: value for name, value in values.items() if value != specs[name].default}
 
