@@ -110,6 +110,7 @@ class Distill:
     alpha: float = option(0.7, "Weight of the teacher against the labels.", low=0.0, high=1.0, step=0.05, unit="%")
     temperature: float = option(4.0, "How much the teacher's answers are softened.", low=1.0, high=20.0, step=0.5)
     shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
+    loss: str = option("kl", "How the two answers are compared: divergence or correlation.", choices=("kl", "dist"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""BatchNorm for a network without it (folded by an export, or born so): inserted behind each convolution, and undone.
+
+The inserted statistics are measured, and its scale and shift undo exactly what it does, so the function is unchanged;
+what changes is how it trains: without normalization a few steps at a useful learning rate blow such a network up.
+Batch Normalization, Ioffe & Szegedy 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+BATCH = 64
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, part)
+
+
+@torch.no_grad()
+def measure_outputs(module: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer name → mean and variance of its output channels over x (n, c, h, w), float64; unused layers are absent."""
+    sums: dict[str, Tensor] = {}  # rows: count, sum, sum of squares
+
+    def add(name: str, y: Tensor) -> None:
+        rows = y.double().transpose(0, 1).flatten(1)  # (c, n · h · w)
+        count = torch.full((len(rows),), rows.shape[1], dtype=torch.float64)
+        sums[name] = sums.get(name, torch.zeros(())) + torch.stack([count, rows.sum(1), rows.square().sum(1)])
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: add(name, y)) for name in names
+    ]
+    try:
+        for start in range(0, len(x), BATCH):
+            module(x[start : start + BATCH])
+    finally:
+        for handle in handles:
+            handle.remove()
+    moments = {name: rows[1:] / rows[0] for name, rows in sums.items()}
+    return {name: (mean, (square - mean**2).clamp(min=0)) for name, (mean, square) in moments.items()}
+
+
+@torch.no_grad()
+def insert_batchnorm(module: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Replace every 2-D convolution of `module` by (convolution, BatchNorm) in place, its function unchanged.
+
+    x (n, c, h, w) are the model's inputs to measure on. Returns the names of the convolutions, for `fold_batchnorm`.
+    """
+    module.eval()
+    convs = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    found = measure_outputs(module, convs, x)
+    for name, (mean, variance) in found.items():
+        conv = module.get_submodule(name)
+        norm = nn.BatchNorm2d(len(mean))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        _put(module, name, nn.Sequential(conv, norm.to(conv.weight.device)).eval())  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def fold_batchnorm(module: nn.Module, names: Iterable[str]) -> None:
+    """Undo `insert_batchnorm` in place: one convolution again for each of `names`, the function unchanged."""
+    module.eval()
+    for name in names:
+        conv, norm = module.get_submodule(name).children()
+        _put(module, name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var, arg-type]

@@ -1,0 +1,213 @@
+"""distill: losses against NumPy, the best epoch (even none) kept, zeros kept, networks without BatchNorm, resuming."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.cards import ModelCard
+from core.catalog import Distill
+from core.engine.batchnorm import fold_batchnorm, insert_batchnorm
+from core.engine.context import Context
+from core.engine.data import Images, to_tensor
+from core.engine.techniques.distill import apply, dist_loss, kl_loss
+from core.engine.train import accuracy
+from core.errors import Cancelled, DataError, RecipeError
+
+CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
+LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), np.array([[1.0, 1.5, 0.0], [0.0, -1.0, 2.0]])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small are slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(count: int, seed: int, labelled: bool = True) -> Images:
+    """Class 1 is brighter on average; noise makes it a task."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, count)
+    x = rng.normal(110 + 30 * y[:, None, None, None], 60, (count, 8, 8, 1)).clip(0, 255).astype(np.uint8)
+    return Images(x, y if labelled else None)
+
+
+def net(seed: int = 0, norm: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8)]
+    kept = [layer for layer in layers if norm or not isinstance(layer, nn.BatchNorm2d)]
+    return nn.Sequential(*kept, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+
+
+class Brightness(nn.Module):
+    """A perfect teacher: bright images belong to class 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        light = 20 * (x.mean((1, 2, 3)) - (125 / 255 - 0.5) / 0.25)
+        return torch.stack([-light, light], 1)
+
+
+def context(labelled: bool = True, teacher: nn.Module | None = None, **about: object) -> Context:
+    train, validation = images(256, 0, labelled), images(300, 1, labelled)
+    made = Context(CARD, train, images(64, 2, False), validation, True, teacher)
+    return replace(made, **about)  # type: ignore[arg-type]
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    powers = np.exp(z - z.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_kl_loss_by_numpy() -> None:
+    student, teacher = LOGITS
+    p, q = softmax(teacher / 3), softmax(student / 3)
+    expected = 9 * (p * np.log(p / q)).sum(1).mean()
+    assert float(kl_loss(*map(torch.from_numpy, LOGITS), 3.0)) == pytest.approx(expected)
+    assert float(kl_loss(torch.from_numpy(student), torch.from_numpy(student), 3.0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_dist_loss_by_numpy() -> None:
+    p, q = (softmax(z / 2) for z in LOGITS)
+    rows = np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(2)])
+    columns = np.mean([np.corrcoef(p[:, c], q[:, c])[0, 1] for c in range(3)])
+    expected = 2 * 4 * ((1 - rows) + (1 - columns))
+    assert float(dist_loss(*map(torch.from_numpy, LOGITS), 2.0)) == pytest.approx(expected)
+
+
+def test_a_student_learns_from_the_teacher_alone_without_labels() -> None:
+    model, labelled = net(), images(300, 1)
+    before = accuracy(model, labelled, CARD)
+    outcome = apply(model, Distill(8, 0.05, shift=0), {}, context(False, Brightness()))
+    agreement = accuracy(model, Images(labelled.x, Brightness()(to_tensor(labelled.x, CARD)).argmax(1).numpy()), CARD)
+    assert before < 0.7 < 0.85 < agreement
+    assert agreement == pytest.approx(max(row.accuracy for row in outcome.curve))
+    assert [row.epoch for row in outcome.curve] == list(range(9))
+
+
+def test_the_correlation_loss_trains_too() -> None:
+    curve = apply(net(), Distill(16, 0.05, alpha=0.5, loss="dist", shift=0), {}, context(teacher=Brightness())).curve
+    assert curve[-1].loss < 0.7 * curve[0].loss
+    assert curve[-1].accuracy > 0.85 > curve[0].accuracy
+
+
+def test_alpha_decides_between_teacher_and_labels() -> None:
+    flipped = images(256, 0)
+    assert flipped.y is not None
+    wrong = context(teacher=Brightness(), train=Images(flipped.x, 1 - flipped.y))
+    scores = {}
+    for alpha in (0.0, 1.0):
+        model = net()
+        curve = apply(model, Distill(6, 0.05, alpha=alpha, shift=0), {}, wrong).curve
+        scores[alpha] = curve[-1].accuracy
+    assert scores[0.0] < 0.3
+    assert scores[1.0] > 0.8
+
+
+def test_fine_tuning_without_a_teacher() -> None:
+    model = net()
+    curve = apply(model, Distill(10, 0.05, teacher=False, shift=0), {}, context()).curve
+    best = max(row.accuracy for row in curve)
+    assert accuracy(model, images(300, 1), CARD) == pytest.approx(best)
+    assert best > 0.85
+    assert curve[-1].loss < curve[0].loss
+
+
+def test_epoch_0_is_kept_when_training_only_harms() -> None:
+    model = net()
+    apply(model, Distill(6, 0.05, teacher=False, shift=0), {}, context())
+    good = copy.deepcopy(model.state_dict())
+    flipped = images(256, 0)
+    assert flipped.y is not None
+    harmful = context(train=Images(flipped.x, 1 - flipped.y))
+    outcome = apply(model, Distill(2, 0.1, teacher=False, shift=0), {}, harmful)
+    assert outcome.curve[0].accuracy > max(row.accuracy for row in outcome.curve[1:])
+    assert all(torch.equal(value, good[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_zeros_of_a_pruned_layer_stay_and_stray_zeros_do_not(norm: bool) -> None:
+    model = net(norm=norm)
+    pruned, dense = [part for part in model if isinstance(part, nn.Conv2d)]
+    with torch.no_grad():
+        pruned.weight[::2] = 0.0  # half of the layer
+        dense.weight.view(-1)[:5] = 0.0  # 5 of 576
+    zero = pruned.weight == 0
+    apply(model, Distill(1, 0.05, teacher=False), {}, context())
+    pruned, dense = [part for part in model if isinstance(part, nn.Conv2d)]
+    assert torch.equal(pruned.weight == 0, zero)
+    assert not bool((dense.weight == 0).any())
+
+
+def test_batchnorm_is_inserted_and_folded_without_a_trace() -> None:
+    model, x = net(norm=False), torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    before, names = model(x), set(model.state_dict())
+    inserted = insert_batchnorm(model, x)
+    assert inserted == ("0", "2")
+    assert torch.allclose(model(x), before, atol=1e-5)
+    assert torch.allclose(model(x - 3), net(norm=False)(x - 3), atol=1e-5)
+    conv, norm = model[0]
+    y = conv(x).detach()
+    assert torch.allclose(norm.running_mean, y.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, y.var((0, 2, 3), unbiased=False), rtol=1e-4)
+    model.train()
+    assert torch.allclose(
+        model(x), before, atol=1e-3
+    )  # one batch is all the data, so training sees the same statistics
+    fold_batchnorm(model, inserted)
+    assert set(model.state_dict()) == names
+    assert not model.training
+
+
+def test_a_network_without_batchnorm_trains_at_a_rate_that_needs_it() -> None:
+    model = net(norm=False)
+    names = set(model.state_dict())
+    curve = apply(model, Distill(6, 0.1, teacher=False, shift=0), {}, context()).curve
+    assert max(row.accuracy for row in curve) > 0.85
+    assert set(model.state_dict()) == names
+    assert accuracy(model, images(300, 1), CARD) == pytest.approx(max(row.accuracy for row in curve), abs=0.005)
+
+
+def _stop_after(epochs: int) -> Callable[..., None]:
+    def report(fraction: float, message: str, **_: object) -> None:
+        if message.startswith(f"Epoch {epochs} "):
+            raise Cancelled("stopped")
+
+    return report
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    options, teacher = Distill(4, 0.05, shift=1), Brightness()
+    straight, resumed = net(norm=False), net(norm=False)
+    whole = apply(straight, options, {}, context(teacher=teacher)).curve
+    with pytest.raises(Cancelled):
+        apply(net(norm=False), options, {}, context(teacher=teacher, folder=tmp_path, report=_stop_after(2)))
+    seen: list[str] = []
+    again = context(teacher=teacher, folder=tmp_path, report=lambda _, message, **__: seen.append(message))
+    assert apply(resumed, options, {}, again).curve == whole
+    assert not any("epoch 1 of" in message or "epoch 2 of" in message for message in seen)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_two_trainings_in_one_folder_do_not_share_a_checkpoint(tmp_path: Path) -> None:
+    model = net()
+    for _ in range(2):
+        curve = apply(model, Distill(1, 0.05, teacher=False), {}, context(folder=tmp_path)).curve
+        assert len(curve) == 2
+    assert len(list(tmp_path.glob("distill-*.pt"))) == 2
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(DataError, match="without labels"):
+        apply(net(), Distill(teacher=False), {}, context(False))
+    with pytest.raises(RecipeError, match="teacher"):
+        apply(net(), Distill(), {}, context())
