@@ -1,0 +1,179 @@
+"""What an ONNX file costs, counted from the file itself: parameters, multiply-adds, peak activation memory.
+
+Shapes are those of a real run on one image, so every operator counts as it runs, and quantized files count like float
+ones: a parameter is an element of a weight or bias whatever its type, scales and zero points are not. One multiply-add
+is one MAC. Peak memory is by liveness (as in tinygrad's `schedule/memory.py`): a value lives from the node that makes
+it to the last node that reads it; element-wise nodes write over an input that nobody else needs; a float value that is
+quantized at once, or a quantized one that is turned to float only for its reader, never exists in float.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from core.engine import runtime
+from core.errors import ModelError
+
+Shape = tuple[int, ...]
+
+# Which inputs of an operator hold trained numbers, where they are stored in the file.
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "Add": (0, 1), "Mul": (0, 1),
+    "BatchNormalization": (1, 2), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
+    "LayerNormalization": (1, 2), "PRelu": (1,), "ConvInteger": (1,), "MatMulInteger": (1,), "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,), "QGemm": (3, 6),
+}  # fmt: skip
+PASSED = frozenset(("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"))
+IN_PLACE = frozenset(
+    ("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish")
+    + ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Add", "Mul", "Sub", "Div")
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one file, for one image."""
+
+    params: int
+    macs: int
+    peak_bytes: int
+    node_macs: dict[str, int]  # node name → MACs, of those that have any
+
+
+def file_facts(file: Path, input_shape: Shape | None = None) -> Facts:
+    """Counted from `file`, with one run of it; `input_shape` (channels, height, width) fills sizes it leaves open.
+
+    Raises ModelError when it cannot be run.
+    """
+    proto = onnx.load(file)
+    values = run_all(proto, _blank(proto, input_shape))
+    macs = {node.name or node.output[0]: count for node in proto.graph.node if (count := _macs(node, values))}
+    return Facts(_params(proto.graph), sum(macs.values()), _peak_bytes(proto.graph, values), macs)
+
+
+def _blank(proto: ModelProto, input_shape: Shape | None) -> NDArray[np.generic]:
+    """One image of zeros."""
+    source = _input_of(proto.graph).type.tensor_type
+    filed = [d.dim_value for d in source.shape.dim]
+    shape = [size or open_ for size, open_ in zip(filed, (1, *(input_shape or [1] * len(filed))), strict=False)]
+    return np.zeros(shape, helper.tensor_dtype_to_np_dtype(source.elem_type))
+
+
+def _input_of(graph: GraphProto) -> onnx.ValueInfoProto:
+    stored = {tensor.name for tensor in graph.initializer}
+    return next(value for value in graph.input if value.name not in stored)
+
+
+def run_all(proto: ModelProto, x: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
+    """Every value of the graph, weights included, in a run on x (n, c, h, w)."""
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    names = list(dict.fromkeys(name for node in proto.graph.node for name in node.output if name))
+    return {**weights, _input_of(proto.graph).name: x, **run_for(proto, names, x)}
+
+
+def run_for(proto: ModelProto, names: list[str], x: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
+    """The named values of the graph in a run on `x`, whether or not they are its outputs."""
+    open_graph = onnx.ModelProto()
+    open_graph.CopyFrom(proto)
+    del open_graph.graph.output[:]
+    open_graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = runtime.open_file(open_graph.SerializeToString(), optimize=False)
+    try:
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
+    except Exception as error:  # the runtime raises a different class for each way a file can be wrong
+        raise ModelError(f"The model cannot be run on one image: {str(error).splitlines()[0][:200]}") from error
+
+
+def _params(graph: GraphProto) -> int:
+    """Elements of all stored weights and biases, each counted once."""
+    sizes = {tensor.name: prod(tensor.dims) for tensor in graph.initializer}
+    makers = {out: node for node in graph.node for out in node.output}
+    found: set[str] = set()
+    for node in graph.node:
+        for index in WEIGHTS.get(node.op_type, ()):
+            name = node.input[index] if index < len(node.input) else ""
+            while name in makers and makers[name].op_type in PASSED:
+                name = makers[name].input[0]
+            if sizes.get(name, 0) > 1 or (name in sizes and node.op_type not in ("Add", "Mul")):
+                found.add(name)
+    return sum(sizes[name] for name in found)
+
+
+def _macs(node: NodeProto, values: dict[str, NDArray[np.generic]]) -> int:
+    """Multiply-adds of one node; 0 for what is not a convolution or a matrix product."""
+    shapes = [values[name].shape if name in values else () for name in node.input]
+    out = prod(values[node.output[0]].shape) if node.output[0] in values else 0
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    match node.op_type:
+        case "Conv" | "ConvInteger":
+            return out * prod(shapes[1][1:])  # weight (out, in / groups, height, width)
+        case "QLinearConv":
+            return out * prod(shapes[3][1:])
+        case "ConvTranspose":
+            return prod(shapes[0]) * prod(shapes[1][1:])  # weight (in, out / groups, height, width)
+        case "Gemm":
+            return out * int(shapes[0][0 if attributes.get("transA") else 1])
+        case "MatMul" | "MatMulInteger" | "QLinearMatMul" | "QGemm":
+            return out * int(shapes[0][-1])
+    return 0
+
+
+def _peak_bytes(graph: GraphProto, values: dict[str, NDArray[np.generic]]) -> int:
+    """Most bytes alive at once; stored tensors do not count."""
+    stored = {tensor.name for tensor in graph.initializer}
+    owner, last = _owners(graph, stored, {name: value.nbytes for name, value in values.items()})
+    size = Counter(dict.fromkeys(owner.values(), 0))
+    for name, root in owner.items():
+        if root == name:
+            size[root] = values[name].nbytes
+    alive: set[str] = {value.name for value in graph.input if value.name not in stored}
+    peak = sum(size[owner[name]] for name in alive)
+    for step, node in enumerate(graph.node):
+        alive |= {owner[name] for name in node.output if name in owner}
+        peak = max(peak, sum(size[root] for root in alive))
+        alive = {root for root in alive if last[root] > step}
+    return peak
+
+
+def _owners(graph: GraphProto, stored: set[str], size: dict[str, int]) -> tuple[dict[str, str], dict[str, int]]:
+    """Value → the value whose memory it lies in, and for each such the index of the node that reads it last."""
+    readers: dict[str, list[int]] = {}
+    for step, node in enumerate(graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(step)
+    outputs = {value.name for value in graph.output}
+    owner = {value.name: value.name for value in graph.input if value.name not in stored}
+    becomes: dict[str, str] = {}  # a float value that is only ever quantized lies in its quantized form
+    for node in graph.node:
+        source = node.input[0] if node.input else ""
+        if node.op_type == "QuantizeLinear" and len(readers[source]) == 1 and source not in outputs:
+            becomes[source] = node.output[0]
+    for step, node in enumerate(graph.node):
+        moving = [name for name in node.input if name in owner]
+        if not moving:  # computed from stored tensors alone: ready before the first image
+            continue
+        free = [n for n in moving if readers[n] == [step] and n not in outputs]
+        for name in node.output:
+            if node.op_type == "DequantizeLinear":
+                owner[name] = owner[moving[0]]
+            elif (
+                node.op_type in IN_PLACE
+                and name not in becomes
+                and (same := [n for n in free if size[n] == size[name]])
+            ):
+                owner[name] = owner[same[0]]
+            else:
+                owner[name] = becomes.get(name, name)
+    last: dict[str, int] = {}
+    for name, root in owner.items():
+        end = len(graph.node) if name in outputs else max(readers.get(name, [0]))
+        last[root] = max(last.get(root, 0), end)
+    return owner, last
