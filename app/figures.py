@@ -25,7 +25,7 @@ def show_figure(label: str, value: str, word: str, detail: str, help: str = "") 
 
 def show_figures(profile: Profile, scores: Scores | None) -> None:
     """The five figures a model is known by. Accuracy waits for labelled data."""
-    with st.grid(5, min_column_width=170):
+    with st.grid(5, min_column_width=140):
         _show_accuracy(scores)
         show_figure(
             "Parameters", count(profile.params), "measured", "counted over all layers", "Numbers the model has learned."

@@ -59,9 +59,9 @@ def local() -> bool:
 
 def model_form() -> dict[str, Any]:
     """Draw the form for a model. Returns {"file" or "path", …options of the source}; empty while nothing is given."""
-    st.subheader("Your model")
+    st.markdown("#### Model")
     given = _file_form("Model file", MODEL_TYPES, "model")
-    st.markdown(MODEL_CHECKLIST)
+    st.caption(MODEL_CHECKLIST)
     name = str(given.get("path") or getattr(given.get("file"), "name", "")).lower()
     if name.endswith((".pth", ".pt", ".safetensors")):
         given["architecture"] = st.selectbox(
@@ -89,11 +89,14 @@ def model_form() -> dict[str, Any]:
 
 def data_form() -> dict[str, Any] | None:
     """Draw the form for data. Returns a source, "file" in it for an upload; None for no data, {} for not yet."""
-    st.subheader("Your data")
+    st.markdown("#### Data")
     here = {f"{card.title} (in this workspace)": k for k, card in state.workspace().data_sets().items()}
     own, none = "A file", "None: count and time only"
     choice = st.selectbox(
-        "Images to measure on", [own, *here, *BUILT_IN, none], help="Accuracy needs images with labels."
+        "Images to measure on",
+        [own, *here, *BUILT_IN, none],
+        key="images",
+        help="Accuracy needs images with labels.",
     )
     given: dict[str, Any] | None
     if choice == own:
@@ -102,7 +105,7 @@ def data_form() -> dict[str, Any] | None:
         given = {"kind": "workspace", "id": here[choice]}
     else:
         given = BUILT_IN.get(choice)
-    st.markdown(DATA_CHECKLIST)
+    st.caption(DATA_CHECKLIST)
     return given
 
 

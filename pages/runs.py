@@ -59,6 +59,8 @@ if found and original:
             st.markdown(f"Loaded: **{tables.plain(found[now.picked].title)}**", width="content")
             for name, icon in (("tune", "tune"), ("compare", "compare"), ("export", "download")):
                 st.page_link(TUNE.with_name(f"{name}.py"), label=name.capitalize(), icon=f":material/{icon}:")
+elif now.model is None:
+    nothing_yet("No model is open", "Open a sample or upload your own in the Library.")
 else:
     nothing_yet("No candidates yet", "Set up a recipe and run it; every result is kept here.", TUNE, "Go to Tune")
 

@@ -1,0 +1,176 @@
+"""Every page runs in every state a person can bring it to, shows sentences and never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.state import KEY
+from core.jobs import JobStore
+from core.recipe import Recipe, Step
+from core.workspace import Workspace
+from tests.studio import open_digits, run_int8
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py") if path.stem != "__init__")
+
+
+def studio(page: str, **query: str) -> AppTest:
+    """The page as a new tab sees it, reached through the router."""
+    tab = AppTest.from_file(str(ROOT / "app/main.py"), default_timeout=60)
+    for name, value in query.items():
+        tab.query_params[name] = value
+    tab.run()
+    tab.switch_page(f"../pages/{page}.py").run()
+    assert not tab.exception, tab.exception
+    return tab
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setattr("app.uploads.local", lambda: True)  # as with the settings that the server reads
+    monkeypatch.setenv("CNN_STUDIO_HOME", str(tmp_path))
+    return Workspace()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("studio")
+    opened = open_digits(root)
+    return {"root": root, **opened, "candidate": run_int8(root, opened)}
+
+
+@pytest.fixture
+def full(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("CNN_STUDIO_HOME", str(made["root"]))
+    return made
+
+
+def words(tab: AppTest) -> str:
+    """Everything the page says."""
+    kinds = (tab.title, tab.header, tab.subheader, tab.markdown, tab.caption, tab.error, tab.info, tab.warning)
+    links = [link.proto.label for link in tab.get("page_link")]
+    return "\n".join([*(str(element.value) for kind in kinds for element in kind), *links])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_of_an_empty_workspace_says_what_to_do(page: str, empty: Workspace) -> None:
+    tab = studio(page)
+    assert tab.title[0].value == page.capitalize()
+    if page != "library":
+        assert "Library" in words(tab) or "Tune" in words(tab)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_with_a_model_and_a_candidate_runs(page: str, full: dict[str, Any]) -> None:
+    tab = studio(page, run=full["candidate"])
+    assert tab.title[0].value == page.capitalize()
+    assert tab.session_state[KEY].model == full["model"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_to_something_that_is_gone_falls_back(page: str, full: dict[str, Any]) -> None:
+    tab = studio(page, model="no-such-model", run="../../etc/passwd")
+    assert tab.session_state[KEY].model == full["model"]
+    assert tab.session_state[KEY].picked is None
+
+
+def test_the_library_shows_the_figures_before_any_question(full: dict[str, Any]) -> None:
+    tab = studio("library")
+    figures = {metric.label: metric.value for metric in tab.metric}
+    profile = Workspace().profile(full["model"])
+    scores = Workspace().baseline(full["model"], full["data"])
+    assert scores is not None
+    assert scores.accuracy is not None
+    assert figures["Accuracy"] == f"{100 * scores.accuracy.value:.2f} %"
+    assert profile.params == 4_382 or figures["Parameters"].endswith("k")
+    assert "verified" in words(tab)
+
+
+def test_one_click_on_a_sample_opens_it(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, Any, str]] = []
+    monkeypatch.setattr(JobStore, "submit", lambda self, *request: sent.append(request) or "no-job")
+    tab = studio("library")
+    tab.button(key="open-digits_lenet").click().run()
+    assert not tab.exception
+    assert sent == [
+        (
+            "open",
+            {"model": {"kind": "sample", "name": "digits_lenet"}, "data": {"kind": "digits"}},
+            "Open LeNet on Digits",
+        )
+    ]
+
+
+def test_a_wrong_path_is_refused_in_a_sentence(empty: Workspace) -> None:
+    tab = studio("library")
+    tab.text_input(key="model_path_0").input("/no/such/model.onnx").run()
+    tab.selectbox(key="images").select("None: count and time only").run()
+    next(button for button in tab.button if button.label == "Open model").click().run()
+    assert not tab.exception
+    assert "There is no file '/no/such/model.onnx'" in tab.error[0].value.replace("\\", "")
+
+
+def test_an_architecture_is_asked_for_only_where_weights_need_one(empty: Workspace) -> None:
+    tab = studio("library")
+    labels = [box.label for box in tab.selectbox]
+    assert "Architecture of these weights" not in labels
+    tab.text_input(key="model_path_0").input("/some/weights.PTH").run()
+    assert "Architecture of these weights" in [box.label for box in tab.selectbox]
+
+
+def test_the_choice_survives_a_change_of_page(full: dict[str, Any]) -> None:
+    tab = studio("library")
+    now = tab.session_state[KEY]
+    recipe = Recipe((Step("prune_channels", {"ratio": 0.25}),))
+    now.change(recipe)
+    for page in ("inspect", "runs", "library"):
+        tab.switch_page(f"../pages/{page}.py").run()
+    assert tab.session_state[KEY].recipe == recipe
+
+
+def test_a_link_opens_the_same_choice(full: dict[str, Any]) -> None:
+    now = studio("runs", run=full["candidate"]).session_state[KEY]
+    assert (now.model, now.data, now.picked) == (full["model"], full["data"], full["candidate"])
+    assert now.recipe == Recipe((Step("quantize"),))
+
+
+def test_undo_and_redo_walk_the_recipes(full: dict[str, Any]) -> None:
+    now = studio("library").session_state[KEY]
+    first, second = (Recipe((Step("prune_channels", {"ratio": ratio}),)) for ratio in (0.1, 0.2))
+    now.change(first)
+    revision = now.revision
+    now.change(second, from_table=True)
+    assert now.revision == revision
+    now.undo()
+    assert (now.recipe, now.revision) == (first, revision + 1)
+    now.redo()
+    assert now.recipe == second
+    now.undo()
+    now.undo()
+    now.undo()
+    assert now.recipe == Recipe()
+    now.change(second)
+    now.redo()
+    assert now.recipe == second
+
+
+def test_inspect_lists_every_layer_and_its_sums(full: dict[str, Any]) -> None:
+    tab = studio("inspect")
+    profile = Workspace().profile(full["model"])
+    frame = tab.dataframe[0].value
+    assert list(frame["Layer"]) == [layer.name for layer in profile.layers]
+    assert frame["Parameters"].sum() == profile.params
+    assert round(frame["MACs"].sum() * 1e6) == profile.macs
+
+
+def test_runs_lists_jobs_and_candidates(full: dict[str, Any]) -> None:
+    tab = studio("runs")
+    frame = tab.dataframe[0].value
+    assert list(frame.index) == [full["candidate"]]
+    said = words(tab)
+    assert "Open LeNet on Digits" in said
+    assert "Quantize int8" in said
