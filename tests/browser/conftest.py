@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def studio(workspace: Path) -> Iterator[str]:
     """The address of a running studio whose workspace is the session's `workspace`."""
+    with running_studio(workspace) as address:
+        yield address
+
+
+@contextmanager
+def running_studio(workspace: Path) -> Iterator[str]:
+    """A studio of its own on a free port, with this workspace."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,0 +1,86 @@
+"""Profiles written by hand, with every kind of layer that costs depend on, so that tests of pages need no engine."""
+
+from __future__ import annotations
+
+from core.layers import Feed, Group, Layer, Profile
+
+
+def layer(
+    name: str,
+    kind: str,
+    widths: tuple[int, int],
+    kernel: int,
+    sizes: tuple[int, int],
+    group: str,
+    feeds: tuple[Feed, ...] = (),
+    *,
+    groups: int = 1,
+    bias: bool = False,
+) -> Layer:
+    """A layer with square images: `widths` are channels in and out, `sizes` are sides of the image in and out."""
+    (into, out), (before, after) = widths, sizes
+    weights = 0 if kind == "norm" else into // groups * out * kernel**2
+    params = 2 * out if kind == "norm" else weights + bias * out
+    shape = (out,) if kind == "linear" else (out, after, after)
+    return Layer(
+        name, kind, params, weights * after**2, into, out, (kernel, kernel), groups, bias, shape,
+        4 * out * after**2, group, feeds, None, (into,) if kind == "linear" else (into, before, before),
+    )  # fmt: skip
+
+
+def whole(layers: tuple[Layer, ...], groups: tuple[Group, ...]) -> Profile:
+    return Profile(
+        layers,
+        groups,
+        sum(x.params for x in layers),
+        sum(x.macs for x in layers),
+        sum(x.activation_bytes for x in layers),
+        max(x.activation_bytes for x in layers),
+        4 * sum(x.params for x in layers) + 5000,
+    )
+
+
+def mixed() -> Profile:
+    """Convolution, norm, depthwise, a residual sum, grouped and transposed convolutions, a concat, and a flattened head."""
+    layers = (
+        layer("stem", "conv", (3, 24), 3, (16, 16), "stem"),
+        layer("norm", "norm", (24, 24), 1, (16, 16), "stem", (Feed("stem"),)),
+        layer("wide", "depthwise", (24, 24), 3, (16, 8), "stem", (Feed("stem"),), groups=24),
+        layer("block.a", "conv", (24, 40), 3, (8, 8), "block.a", (Feed("stem"),), bias=True),
+        layer("block.b", "conv", (40, 24), 1, (8, 8), "stem", (Feed("block.a"),)),
+        layer("thin", "conv", (24, 32), 3, (8, 8), "thin", (Feed("stem"),), groups=4),
+        layer("up", "conv_transpose", (32, 20), 2, (8, 16), "up", (Feed("thin"),), bias=True),
+        layer("joined", "conv", (60, 36), 3, (8, 8), "joined", (Feed("block.a"), Feed("up"))),
+        layer("head", "linear", (36 * 16, 10), 1, (1, 1), "head", (Feed("joined", 16),), bias=True),
+    )
+    groups = (
+        Group("stem", 24, ("stem", "wide", "block.b")),
+        Group("block.a", 40, ("block.a",)),
+        Group("thin", 32, ("thin",), "thin is a grouped convolution (4 groups of equal size)."),
+        Group("up", 20, ("up",)),
+        Group("joined", 36, ("joined",)),
+        Group("head", 10, ("head",), "Its channels are the model's answer: one for each class."),
+    )
+    return whole(layers, groups)
+
+
+def resnet(blocks: int) -> Profile:
+    """A CIFAR ResNet of 6 · blocks + 2 layers: 3 gives ResNet-20, 9 gives ResNet-56."""
+    layers, members = [layer("conv1", "conv", (3, 16), 3, (32, 32), "conv1")], {"conv1": ["conv1"]}
+    stream, width, side = "conv1", 16, 32
+    for stage, (out, after) in enumerate(((16, 32), (32, 16), (64, 8)), 1):
+        for block in range(blocks):
+            name, into = f"layer{stage}.{block}", stream
+            layers.append(layer(f"{name}.conv1", "conv", (width, out), 3, (side, after), f"{name}.conv1", (Feed(into),)))
+            if width != out:
+                stream = f"{name}.downsample"
+                layers.append(layer(stream, "conv", (width, out), 1, (side, after), stream, (Feed(into),)))
+                members[stream] = [stream]
+            layers.append(layer(f"{name}.conv2", "conv", (out, out), 3, (after, after), stream, (Feed(f"{name}.conv1"),)))
+            members[f"{name}.conv1"] = [f"{name}.conv1"]
+            members[stream].append(f"{name}.conv2")
+            width, side = out, after
+    layers.append(layer("fc", "linear", (64, 10), 1, (1, 1), "fc", (Feed(stream),), bias=True))
+    groups = [Group(name, 64 if "3." in name else 32 if "2." in name else 16, tuple(n)) for name, n in members.items()]
+    answer = Group("fc", 10, ("fc",), "Its channels are the model's answer: one for each class.")
+    return whole(tuple(layers), (*groups, answer))
