@@ -83,16 +83,20 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
 
     def _trace(self, *args: Any, **kwargs: Any) -> Any:
         nodes = super()._trace(*args, **kwargs)
-        for node in list(nodes.values()):
+        operators = [node for node in nodes.values() if node.type not in LAYERS]
+        fans = {node: len(node.inputs) for node in operators}
+        for node in nodes.values():
             if node.grad_fn in self.results:
                 self.above[node] = "Its channels are the model's answer: one for each class."
-            if node.type in LAYERS:
-                continue
+        for node in operators:
             why = "" if _name(node.grad_fn) == "T" else _obstacle(node)  # T turns a linear layer's own weight
             if why or not node.inputs:
                 self._cut(node, why)
             elif node.type not in (KINDS.CONCAT, KINDS.RESHAPE, KINDS.OUTPUT):
                 node.type = KINDS.ELEMENTWISE  # channels pass in place: no index to map
+        while starved := [n for n in operators if n in self.below and _is_starved(n, fans[n])]:
+            for node in starved:
+                self._cut(node, self.below.pop(node))
         return nodes
 
     def _cut(self, node: Any, why: str) -> None:
@@ -106,6 +110,11 @@ class Dependency(tp.DependencyGraph):  # type: ignore[misc]
             if why:
                 self.below.setdefault(other, why)
         node.inputs, node.outputs = [], []
+
+
+def _is_starved(node: Any, fan: int) -> bool:
+    """Whether cuts above an operator leave its channels, or a concat's offsets, unknown."""
+    return not node.inputs or (node.type == KINDS.CONCAT and len(node.inputs) < fan)
 
 
 def _obstacle(node: Any) -> str:

@@ -215,5 +215,5 @@ def _blocked(rows: tuple[Call, ...], why: str) -> Structure:
     groups = [Group(row.path, width_of(row.layer), (row.path,), why) for row in makers]
     sources = [Group(f"{row.path}.fixed", _inputs_of(row), (), why) for row in rows if _inputs_of(row)]
     group_of = {row.path: row.path if row in makers else "" for row in rows}
-    inputs = {row.path: (Feed(f"{row.path}.fixed"),) if _inputs_of(row) else () for row in rows}
+    inputs = {row.path: tuple(Feed(s.name) for s in sources if s.name == f"{row.path}.fixed") for row in rows}
     return Structure((*sources, *groups), group_of, inputs)
