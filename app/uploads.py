@@ -12,6 +12,7 @@ import streamlit as st
 
 from app import state
 from core.architectures import ARCHITECTURES
+from core.cards import NORMALIZATIONS
 from core.errors import DataError, ModelError
 
 MODEL_TYPES = ("onnx", "pth", "pt", "safetensors")
@@ -37,14 +38,7 @@ or `x_train`, `y_train`, `x_test`, `y_test`. Without `y`, agreement is measured 
 
 :material/check: split for you into train, calibration, validation and test, the same way every time
 """
-NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {  # name → (mean, std) of pixels / 255
-    "Detect from labelled data": None,
-    "ImageNet (mean 0.485 0.456 0.406, std 0.229 0.224 0.225)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "0 to 1 (pixels / 255)": ((0.0,), (1.0,)),
-    "-1 to 1 (mean 0.5, std 0.5)": ((0.5,), (0.5,)),
-    "0 to 255 (raw pixels)": ((0.0,), (1 / 255,)),
-    "My own": None,
-}
+DETECT, OWN = "Detect from labelled data", "My own"
 BUILT_IN = {  # label → source
     "Shapes (10 classes, drawn here)": {"kind": "shapes"},
     "Digits (1,797 real 8×8 digits)": {"kind": "digits"},
@@ -72,19 +66,31 @@ def model_form() -> dict[str, Any]:
         )
         side = st.number_input("Input height and width (pixels)", 8, 1024, 224, 8, help="224 for ImageNet weights.")
         given["input_shape"] = [3, int(side), int(side)]
+    given |= _normalization_form()
+    return given if "file" in given or "path" in given else {}
+
+
+def _normalization_form() -> dict[str, Any]:
     choice = st.selectbox(
         "Normalization of the input",
-        list(NORMALIZATIONS),
+        [DETECT, *NORMALIZATIONS, OWN],
+        format_func=lambda name: f"{name}: {_recipe_of(*NORMALIZATIONS[name])}" if name in NORMALIZATIONS else name,
         help="How pixels were scaled when the model was trained. Detecting tries the usual ways on labelled images "
-        "and keeps the one with the highest accuracy; without labels pixels are divided by 255.",
+        "and keeps the one with the highest accuracy.",
     )
-    if choice == "My own":
+    if choice == OWN:
         mean = st.text_input("Mean per channel", "0.5 0.5 0.5", help="Of pixels / 255, separated by spaces.")
-        std = st.text_input("Standard deviation per channel", "0.25 0.25 0.25")
-        given["mean"], given["std"] = _numbers("mean", mean), _numbers("standard deviation", std)
-    elif NORMALIZATIONS[choice]:
-        given["mean"], given["std"] = map(list, NORMALIZATIONS[choice] or ())
-    return given if "file" in given or "path" in given else {}
+        std = st.text_input("Standard deviation per channel", "0.25 0.25 0.25", help="Of pixels / 255.")
+        return {"mean": mean, "std": std}
+    if choice in NORMALIZATIONS:
+        mean_of, std_of = NORMALIZATIONS[choice]
+        return {"mean": list(mean_of), "std": list(std_of)}
+    return {}
+
+
+def _recipe_of(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """'mean 0.485 0.456 0.406, std 0.229 0.224 0.225'."""
+    return f"mean {' '.join(f'{v:.4g}' for v in mean)}, std {' '.join(f'{v:.4g}' for v in std)}"
 
 
 def data_form() -> dict[str, Any] | None:
@@ -128,6 +134,8 @@ def settle(given: dict[str, Any], types: tuple[str, ...]) -> dict[str, Any]:
     if "kind" in given:
         return given
     rest = {name: value for name, value in given.items() if name not in ("file", "path")}
+    for name in {"mean", "std"} & rest.keys():
+        rest[name] = _numbers(name, rest[name]) if isinstance(rest[name], str) else rest[name]
     if "file" in given:
         file = given["file"]
         folder = state.workspace().root / "uploads" / secrets.token_hex(6)

@@ -30,16 +30,14 @@ def open_pair(workspace: Workspace, params: dict[str, Any], report: Report) -> d
     params {"model": source, "data": source or None} → {"model": id, "data": id or None}. A source is what
     `models.open_model` and `data_sets.open_data` take, or {"kind": "workspace", "id"}.
     """
-    from core.engine import models
-
     report(0.01, "Reading the model")
     model = open_model(workspace, params["model"])
     report(0.05, "Reading the data")
     data_id = bring_data(workspace, params["data"], part(report, 0.05, 0.25)) if params.get("data") else None
     data = open_data(workspace, data_id, model.card) if data_id else None
-    if data and data.card.labelled and params["model"]["kind"] == "file" and "mean" not in params["model"]:
+    if data and params["model"]["kind"] == "file":
         report(0.25, "Finding the normalization that fits the labels")
-        model = replace(model, card=models.guess_normalization(model, data.validation))
+        model = learn_from(data, model, params["model"])
     model_id = bring_model(workspace, params["model"], model, part(report, 0.3, 0.6))
     report(0.6, "Measuring the original on the test images", model=model_id)
     if data_id and data and not workspace.baseline(model_id, data_id):
@@ -83,6 +81,20 @@ def open_data(workspace: Workspace, data_id: str, card: ModelCard) -> Data:
     from core.engine import data_sets
 
     return data_sets.fit_to(data_sets.load_data(workspace.folder("data", data_id)), card)
+
+
+def learn_from(data: Data, model: Model, source: dict[str, Any]) -> Model:
+    """What an uploaded file does not say about itself, taken from labelled images: names of classes, normalization."""
+    from core.engine import models
+
+    card = model.card
+    if not data.card.labelled:
+        return model
+    if "mean" not in source:
+        card = models.guess_normalization(model, data.validation)
+    if "classes" not in source and len(card.classes) == len(data.card.classes):
+        card = card.with_(classes=data.card.classes)
+    return replace(model, card=card)
 
 
 def bring_data(workspace: Workspace, source: dict[str, Any], report: Report) -> str:
