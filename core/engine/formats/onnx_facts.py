@@ -32,10 +32,21 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "QLinearMatMul": (3,), "QGemm": (3, 6),
 }  # fmt: skip
 PASSED = frozenset(("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"))
-IN_PLACE = frozenset(
-    ("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish")
-    + ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Add", "Mul", "Sub", "Div")
-)
+ACTIVATIONS = {
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "PRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Elu",
+    "Gelu",
+    "Mish",
+}
+SAME_SIZE = {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Add", "Mul", "Sub", "Div"}
+IN_PLACE = ACTIVATIONS | SAME_SIZE
 
 
 @dataclass(frozen=True)
