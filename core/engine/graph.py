@@ -158,12 +158,12 @@ class _Reader:
 
     def _add_fixed_inputs(self, row: Call) -> None:
         """Channels that no group accounts for come from the image or through an operator that fixes them."""
-        missing = _inputs_of(row) - sum(self.groups[f.group].channels * f.repeat for _, f in self.parts[row.path])
+        missing = inputs_of(row) - sum(self.groups[f.group].channels * f.repeat for _, f in self.parts[row.path])
         if missing < 0:  # groups that overlap without being the same one
             for _, feed in self.parts[row.path]:
                 why = f"Its channels are only partly coupled to others that {row.path} takes."
                 self.groups[feed.group] = replace(self.groups[feed.group], blocked=why)
-            self.parts[row.path], missing = [], _inputs_of(row)
+            self.parts[row.path], missing = [], inputs_of(row)
         if missing == 0:
             return
         why = self._fixed_by(row.layer)
@@ -197,7 +197,8 @@ def _is_source(row: Call) -> bool:
     return kind_of(row.layer) in ("conv", "conv_transpose", "linear")
 
 
-def _inputs_of(row: Call) -> int:
+def inputs_of(row: Call) -> int:
+    """Input channels that follow from other layers; 0 for a layer whose width nothing decides."""
     if kind_of(row.layer) in ("conv", "conv_transpose"):
         return int(row.layer.in_channels)  # type: ignore[arg-type]
     if isinstance(row.layer, nn.Linear):
@@ -213,7 +214,7 @@ def _blocked(rows: tuple[Call, ...], why: str) -> Structure:
     """Every layer its own blocked group, its inputs one fixed source."""
     makers = [row for row in rows if kind_of(row.layer) in ("conv", "conv_transpose", "linear", "depthwise")]
     groups = [Group(row.path, width_of(row.layer), (row.path,), why) for row in makers]
-    sources = [Group(f"{row.path}.fixed", _inputs_of(row), (), why) for row in rows if _inputs_of(row)]
+    sources = [Group(f"{row.path}.fixed", inputs_of(row), (), why) for row in rows if inputs_of(row)]
     group_of = {row.path: row.path if row in makers else "" for row in rows}
     inputs = {row.path: tuple(Feed(s.name) for s in sources if s.name == f"{row.path}.fixed") for row in rows}
     return Structure((*sources, *groups), group_of, inputs)
