@@ -41,7 +41,7 @@ def whole(layers: tuple[Layer, ...], groups: tuple[Group, ...]) -> Profile:
 
 
 def mixed() -> Profile:
-    """Convolution, norm, depthwise, a residual sum, grouped and transposed convolutions, a concat, and a flattened head."""
+    """Norm, depthwise, a residual sum, grouped and transposed convolutions, a concat, and a flattened head."""
     layers = (
         layer("stem", "conv", (3, 24), 3, (16, 16), "stem"),
         layer("norm", "norm", (24, 24), 1, (16, 16), "stem", (Feed("stem"),)),
@@ -71,14 +71,15 @@ def resnet(blocks: int) -> Profile:
     for stage, (out, after) in enumerate(((16, 32), (32, 16), (64, 8)), 1):
         for block in range(blocks):
             name, into = f"layer{stage}.{block}", stream
-            layers.append(layer(f"{name}.conv1", "conv", (width, out), 3, (side, after), f"{name}.conv1", (Feed(into),)))
+            first, second = f"{name}.conv1", f"{name}.conv2"
+            layers.append(layer(first, "conv", (width, out), 3, (side, after), first, (Feed(into),)))
             if width != out:
                 stream = f"{name}.downsample"
                 layers.append(layer(stream, "conv", (width, out), 1, (side, after), stream, (Feed(into),)))
                 members[stream] = [stream]
-            layers.append(layer(f"{name}.conv2", "conv", (out, out), 3, (after, after), stream, (Feed(f"{name}.conv1"),)))
-            members[f"{name}.conv1"] = [f"{name}.conv1"]
-            members[stream].append(f"{name}.conv2")
+            layers.append(layer(second, "conv", (out, out), 3, (after, after), stream, (Feed(first),)))
+            members[first] = [first]
+            members[stream].append(second)
             width, side = out, after
     layers.append(layer("fc", "linear", (64, 10), 1, (1, 1), "fc", (Feed(stream),), bias=True))
     groups = [Group(name, 64 if "3." in name else 32 if "2." in name else 16, tuple(n)) for name, n in members.items()]

@@ -1,0 +1,168 @@
+// core/predict.py and core/ranks.py again, in the browser, so that totals follow a slider while it is dragged.
+// tests/browser/test_layer_table.py holds the two equal over random recipes.
+// Only `costs` is meant for others; names are those of the Python.
+const dialFor = (layers, name, otherwise) => {
+  for (let n = name; n; n = n.slice(0, Math.max(0, n.lastIndexOf('.')))) if (n in layers) return layers[n];
+  return otherwise;
+};
+const dialOf = (step, dial, name) => dialFor(step.layers, name, step.options[dial]);
+
+// Python rounds halves to the even neighbour.
+const round = (x) => { const low = Math.floor(x), rest = x - low; return rest > 0.5 || (rest === 0.5 && low % 2) ? low + 1 : low; };
+const sum = (items, of) => items.reduce((total, item) => total + of(item), 0);
+
+const keptChannels = (channels, ratio, multiple) => {
+  if (ratio <= 0 || channels <= multiple) return channels;
+  return Math.min(channels, Math.max(multiple, Math.floor((channels * (1 - ratio)) / multiple + 0.5) * multiple));
+};
+
+function costs(profile, steps) {
+  const net = {
+    parts: new Map(profile.layers.map((layer) => [layer.name, [layer]])),
+    groups: new Map(profile.groups.map((group) => [group.name, group])),
+    width: Object.fromEntries(profile.groups.map((group) => [group.name, group.channels])),
+    zeros: {}, bits: {}, kept: {}, exact: true,
+  };
+  for (const step of steps) if (step.enabled && STEPS[step.technique]) STEPS[step.technique](net, step);
+  const layers = Object.fromEntries([...net.parts].map(([name, parts]) => [name, layerCost(net, name, parts)]));
+  const total = (key) => sum(Object.values(layers), (layer) => layer[key]);
+  return { params: total('params'), macs: total('macs'), weight_bytes: total('weight_bytes'), nonzero: total('nonzero'), exact: net.exact, layers };
+}
+
+function layerCost(net, name, parts) {
+  const total = (of) => sum(parts, (part) => of(net, part)), params = total(paramsOf);
+  const widths = [channelsOf(net, parts[0])[0], ...parts.map((part) => channelsOf(net, part)[1])];
+  const bits = parts.map((part) => net.bits[part.name] ?? 32);
+  return { params, macs: total(macsOf), weight_bytes: total(bytesOf), nonzero: params - total(zerosOf), widths, bits: Math.min(...bits), kept: net.kept[name] ?? '' };
+}
+
+const layersOf = (net) => [...net.parts.values()].flat();
+const plain = (layer) => layer.kind === 'norm' || layer.kind === 'other';
+
+function channelsOf(net, layer) {
+  const into = layer.inputs.length ? sum(layer.inputs, ([group, repeat]) => net.width[group] * repeat) : layer.in_channels;
+  if (layer.group in net.width) return [into, net.width[layer.group]];
+  return [into, ['norm', 'depthwise'].includes(layer.kind) && layer.inputs.length ? into : layer.out_channels];
+}
+
+function weightsOf(net, layer) {
+  if (plain(layer)) return 0;
+  const [into, out] = channelsOf(net, layer), groups = layer.kind === 'depthwise' ? out : layer.groups;
+  return Math.floor(into / groups) * out * layer.kernel[0] * layer.kernel[1];
+}
+
+function paramsOf(net, layer) {
+  const out = channelsOf(net, layer)[1];
+  if (!plain(layer)) return weightsOf(net, layer) + (layer.bias ? out : 0);
+  const follows = layer.group in net.width || layer.kind === 'norm';
+  return follows && layer.out_channels ? Math.floor((layer.params * out) / layer.out_channels) : layer.params;
+}
+
+function macsOf(net, layer) {
+  const weights = weightsOf(net, layer);
+  return weights ? Math.floor((layer.macs * weights) / (layer.params - (layer.bias ? layer.out_channels : 0))) : layer.macs;
+}
+
+function zerosOf(net, layer) {
+  const [zeros, of] = net.zeros[layer.name] ?? [0, 1], weights = weightsOf(net, layer);
+  net.exact &&= !zeros || weights === of;
+  return weights === of ? zeros : round((zeros * weights) / of);
+}
+
+function bytesOf(net, layer) {
+  const bits = net.bits[layer.name] ?? 32, params = paramsOf(net, layer), weights = weightsOf(net, layer);
+  if (bits === 8 && weights) return weights + 4 * (params - weights) + 4 * channelsOf(net, layer)[1];
+  return bits === 16 ? 2 * params : 4 * params;
+}
+
+function pruneChannels(net, step) {
+  const { ratio, criterion, multiple, scope } = step.options;
+  const normed = new Set(layersOf(net).filter((layer) => layer.kind === 'norm').flatMap((layer) => layer.inputs.map(([group]) => group)));
+  for (const [name, group] of net.groups) {
+    if (group.blocked && dialOf(step, 'ratio', name) > 0) group.layers.forEach((layer) => { net.kept[layer] = 'blocked'; });
+    else if (criterion !== 'bn_scale' || normed.has(name)) net.width[name] = keptChannels(net.width[name], dialOf(step, 'ratio', name), multiple);
+  }
+  net.exact &&= scope === 'layer' || ratio === 0;
+}
+
+function pruneWeights(net, step) {
+  for (const layer of layersOf(net)) {
+    const weights = weightsOf(net, layer), sparsity = dialOf(step, 'sparsity', layer.name);
+    if (!weights || sparsity <= 0) continue;
+    let zeros = round(sparsity * weights);
+    if (step.options.pattern !== 'any') {
+      const [keep, block] = step.options.pattern.split(':').map(Number);
+      const across = layer.kind === 'depthwise' ? 1 : Math.floor(channelsOf(net, layer)[0] / layer.groups);
+      zeros = layer.kind !== 'conv_transpose' && across % block === 0 ? Math.floor(weights / block) * (block - keep) : 0;
+    }
+    net.zeros[layer.name] = [Math.max(zeros, zerosOf(net, layer)), weights];
+  }
+}
+
+function factorize(net, step) {
+  for (const [origin, parts] of [...net.parts]) net.parts.set(origin, parts.flatMap((layer) => split(net, step, origin, layer)));
+}
+
+function split(net, step, origin, layer) {
+  const rank = dialOf(step, 'rank', layer.name);
+  if (rank >= 1 || plain(layer)) return [layer];
+  const shape = shapeOf(layer, ...channelsOf(net, layer)), pieces = pays(shape, step.options.method, rank);
+  if (!pieces) { net.kept[origin] = 'not split'; return [layer]; }
+  let inputs = layer.inputs;
+  return pieces.map((piece, i) => {
+    const name = `${layer.name}.${i}`, last = i === pieces.length - 1;
+    if (!last) {
+      net.groups.set(name, { name, channels: piece.out, layers: [name], blocked: false });
+      net.width[name] = piece.out;
+    }
+    const part = {
+      ...layer, name, params: shapeParams(piece), macs: shapeMacs(piece), in_channels: piece.into, out_channels: piece.out, kernel: piece.kernel, bias: piece.bias,
+      group: last ? layer.group : name, inputs, input_shape: [piece.into, ...piece.before], output_shape: [piece.out, ...piece.after],
+    };
+    inputs = [[name, 1]];
+    return part;
+  });
+}
+
+function shapeOf(layer, into, out) {
+  const { kind, bias } = layer;
+  if (kind === 'linear') {
+    const pixels = Math.floor(layer.macs / (layer.params - (bias ? layer.out_channels : 0)));
+    return { kind, into, out, kernel: [1, 1], groups: 1, before: [1, 1], after: [pixels, 1], bias };
+  }
+  const groups = kind === 'depthwise' ? out : layer.groups;
+  return { kind, into, out, kernel: layer.kernel, groups, before: layer.input_shape.slice(-2), after: layer.output_shape.slice(-2), bias };
+}
+
+const shapeWeights = (s) => Math.floor(s.into / s.groups) * s.out * s.kernel[0] * s.kernel[1];
+const shapeParams = (s) => shapeWeights(s) + (s.bias ? s.out : 0);
+const shapeMacs = (s) => shapeWeights(s) * s.after[0] * s.after[1];
+const keep = (rank, full) => Math.min(full, Math.max(1, round(rank * full)));
+
+// The factors, or null where they would not be smaller and cheaper.
+function pays(shape, method, rank) {
+  if (!['conv', 'linear'].includes(shape.kind) || shape.groups > 1) return null;
+  const parts = factors(shape, method, rank);
+  return sum(parts, shapeParams) < shapeParams(shape) && sum(parts, shapeMacs) < shapeMacs(shape) ? parts : null;
+}
+
+function factors(shape, method, rank) {
+  const { into, out, kernel: [kh, kw], before, after, bias } = shape;
+  const piece = (from, to, kernel, old, now, last) => ({ kind: shape.kind, into: from, out: to, kernel, groups: 1, before: old, after: now, bias: last && bias });
+  if (shape.kind === 'linear') {
+    const r = keep(rank, Math.min(into, out));
+    return [piece(into, r, [1, 1], [1, 1], after, false), piece(r, out, [1, 1], [1, 1], after, true)];
+  }
+  if (method === 'spatial_svd') {
+    const r = keep(rank, Math.min(into * kh, out * kw)), middle = [after[0], before[1]];
+    return [piece(into, r, [kh, 1], before, middle, false), piece(r, out, [1, kw], middle, after, true)];
+  }
+  const rIn = keep(rank, Math.min(into, out * kh * kw)), rOut = keep(rank, Math.min(out, into * kh * kw));
+  return [piece(into, rIn, [1, 1], before, before, false), piece(rIn, rOut, [kh, kw], before, after, false), piece(rOut, out, [1, 1], after, after, true)];
+}
+
+function quantize(net, step) {
+  for (const layer of layersOf(net)) if (dialOf(step, 'bits', layer.name) === 8) net.bits[layer.name] = step.options.mode === 'float16' ? 16 : 8;
+}
+
+const STEPS = { prune_channels: pruneChannels, prune_weights: pruneWeights, factorize, quantize };

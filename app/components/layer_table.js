@@ -1,0 +1,191 @@
+// One row per layer with its own slider. Everything repaints here while dragged, from the exact sums in costs.js; Python
+// hears about it on release, with the revision of the data the edit was made against.
+// User text (layer names, reasons) only ever goes through textContent and attributes.
+const TABLES = new WeakMap();
+const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
+
+const el = (tag, attributes = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== false) node.setAttribute(name, value === true ? '' : value);
+  node.append(...children);
+  return node;
+};
+const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+
+// Numbers as app/tables.py writes them: three significant digits.
+const three = (x) => { const digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10 ? 1 : 2; return x ? x.toFixed(digits) : '0'; };
+const scaled = (x, units) => { const [size, unit] = units.find(([s]) => x >= s) || units.at(-1); return `${size > 1 ? three(x / size) : Math.round(x)} ${unit}`.trim(); };
+const count = (x) => scaled(x, [[1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]);
+const bytes = (x) => scaled(x, [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB'], [1, 'B']]);
+const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes]];
+
+export default function ({ data, parentElement, setStateValue }) {
+  const root = parentElement.querySelector('.lt');
+  let table = TABLES.get(parentElement);
+  if (!table || table.ident !== data.ident) TABLES.set(parentElement, (table = build(root, data)));
+  Object.assign(table, { data, emit: (edit) => setStateValue('edit', edit) });
+  if (table.rev !== data.rev) Object.assign(table, { rev: data.rev, touched: false, value: data.dial?.value, own: { ...data.own } });
+  paint(table);
+}
+
+// The slider's position of a value and back: choices sit at 0, 1, 2…
+const position = (dial, value) => (dial.choices ? dial.choices.indexOf(value) : value);
+const slide = (input, dial, value) => {
+  const at = position(dial, value);
+  input.value = at;
+  input.style.setProperty('--at', `${(100 * (at - input.min)) / (input.max - input.min)}%`);
+};
+const valueAt = (dial, text) => (dial.choices ? dial.choices[+text] : +(+text).toFixed(4));
+const words = (dial, value) => (dial.choices ? dial.words[value] ?? String(value) : dial.unit === '%' ? `${Math.round(100 * value)} %` : `${value} ${dial.unit}`);
+const valueOf = (table, row) => dialFor(table.own, row.key, table.value);
+
+// What becomes of a layer: its width, its rank where it is split, its bits and zeros.
+function result(row, cost) {
+  const [into, out] = row.widths, [first, ...rest] = cost.widths, last = rest.pop(), parts = [];
+  if (last !== out) parts.push(`${out} → ${last}`);
+  else if (first !== into && !rest.length) parts.push(`input ${into} → ${first}`);
+  if (rest.length) parts.push(`rank ${rest.join(', ')}`);
+  if (cost.kept === 'not split') parts.push(cost.kept);
+  if (cost.bits < 32) parts.push(cost.bits === 8 ? 'int8' : 'float16');
+  if (cost.nonzero < cost.params) parts.push(`${Math.round(100 * (1 - cost.nonzero / cost.params))} % zero`);
+  return parts.join(', ') || '=';
+}
+
+function build(root, data) {
+  const table = { ident: data.ident, root, rev: null, own: {}, timer: 0 };
+  table.figures = FIGURES.map(([key, label, format]) => figure(key, label, format));
+  table.live = root.querySelector('.live');
+  table.all = allRow(table, data, root.querySelector('.all'));
+  root.querySelector('.figures').replaceChildren(...table.figures.map((f) => f.node));
+  root.classList.toggle('plain', !data.dial);
+  root.classList.toggle('switched', Boolean(data.dial) && !hasSlider(data.dial));
+  table.rows = data.rows.map((row) => layerRow(table, row, data));
+  root.querySelector('tbody').replaceChildren(...table.rows.flatMap((row) => [row.node, row.more]));
+  return table;
+}
+
+function figure(key, label, format) {
+  const value = el('b'), was = el('span', { class: 'was' }), change = el('span', { class: 'change' });
+  const badge = el('span', { class: 'badge', title: 'Exact: counted from the shapes of the layers. Predicted: a step ranks the whole network, so only a run knows each share.' }, 'exact');
+  const node = el('div', { class: 'figure', role: 'group', 'aria-label': label }, el('span', { class: 'label' }, label, badge), value, el('span', { class: 'line' }, change, was));
+  return { key, format, label, node, value, was, change, badge };
+}
+
+function slider(dial, label) {
+  const limits = dial.choices ? { min: 0, max: dial.choices.length - 1, step: 1 } : { min: dial.low, max: dial.high, step: dial.step };
+  return el('input', { type: 'range', 'aria-label': label, ...limits });
+}
+
+// A dial of two choices needs no slider: its switch says it all.
+const hasSlider = (dial) => dial && !(dial.choices && dial.choices.length === 2);
+
+function allRow(table, data, box) {
+  box.hidden = !data.dial;
+  if (!data.dial) return box.replaceChildren();
+  const all = { text: el('output', { class: 'value' }), reset: el('button', { type: 'button', class: 'reset' }, 'All follow') };
+  const label = el('span', { class: 'label', title: data.dial.help }, 'All layers');
+  if (hasSlider(data.dial)) all.input = slider(data.dial, `${data.dial.title}, all layers`);
+  else all.input = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `${data.dial.title}, all layers` });
+  all.input.oninput = () => { const d = table.data.dial; edit(table, () => { table.value = hasSlider(d) ? valueAt(d, all.input.value) : all.input.checked ? d.on : d.neutral; }); };
+  all.reset.onclick = () => { edit(table, () => { table.own = {}; }); commit(table, 0); };
+  listen(table, all.input);
+  box.replaceChildren(label, all.input, all.text, all.reset);
+  return all;
+}
+
+function layerRow(table, row, data) {
+  const { dial } = data, r = { ...row, left: {}, value: el('output', { class: 'value' }), width: el('td', { class: 'width' }) };
+  r.info = el('button', { type: 'button', class: 'info', 'aria-expanded': 'false', 'aria-label': `About ${row.layer}` }, 'i');
+  const name = el('th', { scope: 'row', class: 'name' }, el('span', { class: 'text', title: row.layer }, row.layer), r.info);
+  if (row.reason) name.append(el('span', { class: 'note' }, row.reason));
+  else if (row.tied) name.append(el('span', { class: 'note tied', title: row.tied }, `moves with ${row.tied}`));
+  r.more = el('tr', { class: 'more', hidden: true }, el('td', { colspan: 6 }, ...row.about.map((line) => el('div', {}, line))));
+  r.info.onclick = () => { r.more.hidden = !r.more.hidden; r.info.setAttribute('aria-expanded', String(!r.more.hidden)); };
+  const bars = ['params', 'macs'].map((key) => { r.left[key] = el('i'); return el('span', { class: `bar ${key}`, style: `width:${100 * row.share[key]}%` }, r.left[key]); });
+  r.node = el('tr', { class: row.reason ? 'kept' : '' }, name, el('td', { class: 'share' }, ...bars));
+  if (!dial) return r.node.append(r.width), r;
+  r.input = hasSlider(dial) ? slider(dial, `${dial.title}, ${row.layer}`) : null;
+  r.on = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `Change ${row.layer}` });
+  r.follow = el('button', { type: 'button', class: 'follow', 'aria-label': `Let ${row.layer} follow all layers`, title: 'Follow all layers' }, '↺');
+  for (const control of [r.input, r.on, r.follow]) if (control) control.disabled = Boolean(row.reason);
+  const set = (value) => edit(table, () => { if (value === undefined) delete table.own[row.key]; else table.own[row.key] = value; });
+  if (r.input) { r.input.oninput = () => set(valueAt(dial, r.input.value)); listen(table, r.input); }
+  r.on.oninput = () => { set(!r.on.checked ? dial.neutral : table.value === dial.neutral ? dial.on : undefined); };
+  listen(table, r.on);
+  r.follow.onclick = () => { set(undefined); commit(table, 0); (r.input || r.on).focus(); };
+  r.node.append(el('td', { class: 'dial' }, ...(r.input ? [r.input] : [])), el('td', { class: 'number' }, r.value, r.follow), r.width, el('td', { class: 'on' }, r.on));
+  return r;
+}
+
+function listen(table, input) {
+  input.onkeydown = () => { table.typed = true; };
+  input.onpointerdown = () => { table.typed = false; };
+  input.onchange = () => commit(table, table.typed && input.type === 'range' ? KEY_PAUSE_MS : 0);
+}
+
+function edit(table, change) {
+  change();
+  table.touched = true;
+  paint(table);
+}
+
+function commit(table, pause) {
+  clearTimeout(table.timer);
+  const { rev } = table;
+  table.timer = setTimeout(() => {
+    if (rev !== table.rev) return; // Python changed the recipe meanwhile
+    write(table.live, FIGURES.map(([key, label, format]) => `${label} ${format(table.cost[key])}`).join(', '));
+    table.emit({ rev, value: table.value, layers: { ...table.own } });
+  }, pause);
+}
+
+// The recipe as it is under the sliders: the step being edited replaced, or put in once it was touched.
+function stepsNow(table) {
+  const { steps, at, present, dial, technique } = table.data;
+  if (!dial || (!present && !table.touched)) return steps;
+  const old = present ? steps[at] : { technique, options: table.data.options };
+  const step = { ...old, enabled: table.touched || old.enabled, options: { ...old.options, [dial.name]: table.value }, layers: table.own };
+  return [...steps.slice(0, at), step, ...steps.slice(at + (present ? 1 : 0))];
+}
+
+function paint(table) {
+  const { data } = table;
+  table.cost = costs(data.profile, stepsNow(table));
+  table.figures.forEach((f) => {
+    const now = table.cost[f.key], before = data.original[f.key];
+    const change = before ? 100 * (now / before - 1) : 0;
+    write(f.value, f.format(now));
+    write(f.was, `of ${f.format(before)}`);
+    write(f.badge, table.cost.exact ? 'exact' : 'predicted');
+    write(f.change, `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
+  });
+  table.root.classList.toggle('off', Boolean(data.dial) && !(table.touched || data.active));
+  if (data.dial) paintAll(table);
+  table.rows.forEach((row) => paintRow(table, row));
+}
+
+function paintAll(table) {
+  const { all, data: { dial } } = table;
+  if (hasSlider(dial)) slide(all.input, dial, table.value); else all.input.checked = table.value !== dial.neutral;
+  all.input.setAttribute('aria-valuetext', words(dial, table.value));
+  write(all.text, words(dial, table.value));
+  const own = Object.keys(table.own).length;
+  all.reset.disabled = !own;
+  write(all.reset, own ? `All follow (${own} set)` : 'All follow');
+}
+
+function paintRow(table, row) {
+  const cost = table.cost.layers[row.layer], { dial } = table.data, said = result(row, cost);
+  for (const key of ['params', 'macs']) row.left[key].style.width = `${row.before[key] ? 100 * Math.min(1, cost[key] / row.before[key]) : 0}%`;
+  write(row.width, said);
+  row.width.classList.toggle('same', said === '=');
+  row.width.title = cost.kept === 'not split' ? `${said}: at this setting its factors would not be smaller and cheaper.` : said;
+  if (!dial) return;
+  const value = row.reason ? dial.neutral : valueOf(table, row), text = words(dial, value);
+  if (row.input) { slide(row.input, dial, value); row.input.setAttribute('aria-valuetext', `${text}, ${said === '=' ? 'unchanged' : said}`); }
+  row.on.checked = value !== dial.neutral;
+  write(row.value, text);
+  const own = row.key in table.own && !row.reason;
+  row.node.classList.toggle('own', own);
+  row.follow.hidden = !own;
+}

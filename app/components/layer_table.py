@@ -1,0 +1,64 @@
+"""The layer table of the Tune page: a slider per layer that repaints while it is dragged, with exact totals on top.
+
+The browser does the sums (`costs.js` mirrors `core.predict.costs`) and Python hears about an edit on release. Every
+push from Python carries a revision; an edit made against an older one is ignored, or the component's remembered state
+would silently win over undo, load and reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+HERE = Path(__file__).parent
+HTML = """
+<div class="lt">
+  <div class="figures" role="group" aria-label="Exact cost of this recipe"></div>
+  <div class="box">
+    <div class="all" role="group" aria-label="All layers"></div>
+    <div class="scroll" tabindex="-1">
+      <table>
+        <thead><tr>
+          <th scope="col" class="name">Layer</th>
+          <th scope="col" class="share"><span class="key params"></span>Params <span class="key macs"></span>MACs</th>
+          <th scope="col" class="dial for-dial">Setting</th>
+          <th scope="col" class="number for-dial" aria-label="Value"></th>
+          <th scope="col" class="width">Result</th>
+          <th scope="col" class="on for-dial" aria-label="On or off"></th>
+        </tr></thead>
+        <tbody></tbody>
+      </table>
+    </div>
+  </div>
+  <output class="live" aria-live="polite"></output>
+</div>
+"""
+SCRIPT = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("costs.js", "layer_table.js"))
+_TABLE = st.components.v2.component(
+    "layer_table", html=HTML, css=(HERE / "layer_table.css").read_text(encoding="utf-8"), js=SCRIPT
+)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a person set: the dial of all layers, and the layers with a value of their own."""
+
+    value: Any
+    layers: Mapping[str, Any]
+
+
+def layer_table(data: Mapping[str, Any], *, rev: int, key: str) -> Edit | None:
+    """Draw the table from `app.layer_rows.table_data`. Returns the last edit made against revision `rev`, or None."""
+    result = _TABLE(key=key, data={**data, "rev": rev}, default={"edit": None}, on_edit_change=lambda: None)
+    return read_edit(result.edit, rev)
+
+
+def read_edit(raw: Mapping[str, Any] | None, rev: int) -> Edit | None:
+    """The browser's message, if it was made against revision `rev`."""
+    if not raw or raw["rev"] != rev:
+        return None
+    return Edit(raw["value"], dict(raw["layers"]))

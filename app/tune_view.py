@@ -1,0 +1,101 @@
+"""What the Tune page draws on its left: which technique, its step's switch, the layer table and the other options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from app import forms, layer_rows
+from app.components.layer_table import Edit, layer_table
+from app.layer_rows import Place
+from app.state import State
+from core.catalog import CATALOG
+from core.errors import RecipeError
+from core.layers import Profile
+from core.recipe import Recipe, Step
+
+TABS = ("Prune", "Factorize", "Quantize", "Distill")  # in the order a person works; the catalog says what each holds
+
+
+def choose(now: State) -> Place:
+    """The tab, its technique where it has several, and which step of it where the recipe has several."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        tab = _pick("Technique", TABS, "tab", bind="query-params")
+        entries = {entry.key: entry for entry in CATALOG.values() if entry.tab == tab}
+        key = next(iter(entries))
+        if len(entries) > 1:
+            key = _pick("What is removed", tuple(entries), f"kind-{tab}", format_func=lambda k: entries[k].title)
+        at = [i for i, step in enumerate(now.recipe.steps) if step.technique == key]
+        which = 0
+        if len(at) > 1:
+            numbers = tuple(range(len(at)))
+            which = _pick("Step", numbers, f"which-{key}-{len(at)}", format_func=lambda i: f"Step {at[i] + 1}")
+    return layer_rows.find(now.recipe, key, which)
+
+
+def _pick(label: str, choices: Sequence[Any], key: str, **more: Any) -> Any:
+    """One of several, always exactly one."""
+    return st.segmented_control(
+        label, choices, default=choices[0], required=True, key=key, label_visibility="collapsed", **more
+    )
+
+
+def switch(now: State, place: Place) -> None:
+    """The step's on/off switch beside what the technique does."""
+    entry = CATALOG[place.technique]
+    on = place.present and now.recipe.steps[place.at].enabled
+
+    def flip() -> None:
+        step = replace(now.recipe.steps[place.at], enabled=not on) if place.present else Step(entry.key)
+        change(now, lambda: layer_rows.put(now.recipe, place, step))
+
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        # the key holds all that may change the switch from elsewhere, so that it never shows an old state
+        key = f"use-{entry.key}-{place.at}-{now.revision}-{on}"
+        st.toggle(entry.title, on, key=key, on_change=flip, width="content", help=f"Paper: {entry.paper}")
+        st.caption(entry.help)
+
+
+def table(now: State, profile: Profile, place: Place) -> None:
+    """The layer table; an edit made there becomes the recipe."""
+    data = layer_rows.table_data(profile, now.recipe, place, now.model or "")
+    edit = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
+    if edit is None or data["dial"] is None:
+        return
+    if apply(now, place, edit) and not data["active"]:
+        st.rerun(scope="fragment")  # the edit switched the step on, and the switch above is drawn already
+
+
+def apply(now: State, place: Place, edit: Edit) -> bool:
+    """Take over what was set in the table, which shows it already. Says whether the recipe is another one now."""
+    before = now.recipe
+    dial = str(CATALOG[place.technique].dial)
+    options = {**place.step(before).options, dial: edit.value}
+    change(now, lambda: layer_rows.put(before, place, Step(place.technique, options, edit.layers)), from_table=True)
+    return now.recipe != before
+
+
+def options(now: State, place: Place) -> None:
+    """The technique's options other than the dial, once its step is in the recipe."""
+    if not place.present:
+        return
+    entry, step = CATALOG[place.technique], now.recipe.steps[place.at]
+    skip = (entry.dial,) if entry.dial else ()
+    box = st.expander("Options", expanded=entry.dial is None, icon=":material/settings:", key=f"options-{entry.key}")
+    with box, st.grid(2, min_column_width=240, key=f"grid-{entry.key}"):
+        key = f"option-{entry.key}-{place.at}-{now.revision}"
+        chosen = replace(step, options=forms.draw_options(entry, step.options, key, skip=skip))
+    if chosen.record != step.record:
+        # as from the table: new widgets would take the focus from the one in use
+        change(now, lambda: layer_rows.put(now.recipe, place, chosen), from_table=True)
+
+
+def change(now: State, make: Callable[[], Recipe], *, from_table: bool = False) -> None:
+    """Change the recipe, or say in one sentence why not and keep it as it is."""
+    try:
+        now.change(make(), from_table=from_table)
+    except RecipeError as error:
+        st.toast(str(error), icon=":material/block:")
