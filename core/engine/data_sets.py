@@ -162,7 +162,7 @@ def load_data(folder: Path) -> Data:
     """What `save_data` wrote. Raises DataError when it is not there or not whole."""
     try:
         card = DataCard.from_json(json.loads((folder / "card.json").read_text(encoding="utf-8")))
-        with np.load(folder / "data.npz", allow_pickle=False) as saved:
+        with (folder / "data.npz").open("rb") as file, np.load(file, allow_pickle=False) as saved:
             parts = [Images(saved[f"{part}_x"], saved.get(f"{part}_y")) for part in PARTS]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"The data set {folder.name} cannot be opened ({error}); open its source again.") from error

@@ -106,7 +106,9 @@ def _declared_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     for side in shape:
         size *= side
     if size > info.file_size:
-        raise DataError(f"{info.filename} says it has {size} bytes, but {info.file_size} are stored.")
+        raise DataError(
+            f"{info.filename} says it has {size} bytes, but {info.file_size} are stored; accepted are whole files."
+        )
     return max(size, info.file_size)
 
 

@@ -95,6 +95,9 @@ def _entries(archive: zipfile.ZipFile, name: str) -> list[_Entry]:
                 f"{_shown(info)} unpacks from {info.compress_size} to {info.file_size} bytes; accepted are up to "
                 f"{MAX_ENTRY_BYTES // 1024**2} MB and {MAX_RATIO} times the packed size."
             )
+    total = sum(info.file_size for info, _ in found)
+    if total > MAX_BYTES:
+        raise DataError(f"{name} unpacks to {total / 1e9:.1f} GB; accepted are up to {MAX_BYTES / 1e9:.1f} GB.")
     found.sort(key=lambda pair: pair[0].filename)
     infos, paths = [info for info, _ in found], _without_common_folder([parts for _, parts in found])
     in_parts = all(len(parts) > 1 and parts[0].lower() in POOL_FOLDERS | TEST_FOLDERS for parts in paths)
