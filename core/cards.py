@@ -8,6 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+# How people scale pixels: name → (mean, std) of pixels / 255, per channel or one for all.
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "0 to 1": ((0.0,), (1.0,)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "MNIST": ((0.1307,), (0.3081,)),
+    "-1 to 1": ((0.5,), (0.5,)),
+    "0 to 255": ((0.0,), (1 / 255,)),
+}
+
 
 class _Json:
     """`to_json` and `from_json` for a flat frozen dataclass whose sequences are tuples."""
