@@ -190,6 +190,17 @@ def test_not_a_zip(tmp_path: Path, content: bytes) -> None:
         read_zip(path)
 
 
+def test_empty_name_and_folder_like_a_picture(tmp_path: Path) -> None:
+    path = zipped(tmp_path, {**class_folders(), "ant/folder.png/": b"", "X": PNG})
+    content = path.read_bytes()
+    name = content.rindex(b"X", 0, content.rindex(b"PK\x05\x06"))  # in the directory, 46 bytes into its record
+    lengths = name - 46 + 28  # of the name and of the extra field: now no name, and one extra byte
+    path.write_bytes(content[:lengths] + b"\x00\x00\x01\x00" + content[lengths + 4 :])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.infolist()[-1].filename == ""
+    assert len(read_zip(path).pool) == 12
+
+
 def test_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.zip holds no pictures; accepted are \.bmp"):
         read_zip(zipped(tmp_path, {"a/b.txt": b"", "c/": b""}))
@@ -201,7 +212,7 @@ def test_no_pictures(tmp_path: Path) -> None:
     packed=st.booleans(),
     inside=st.booleans(),
 )
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_any_damage_is_a_sentence_or_harmless(
     tmp_path_factory: Any, changes: list[tuple[int, int]], kind: str, packed: bool, inside: bool
 ) -> None:

@@ -85,7 +85,8 @@ def _entries(archive: zipfile.ZipFile, name: str) -> list[_Entry]:
     infos = archive.infolist()
     if len(infos) > MAX_ENTRIES:
         raise DataError(f"{name} has {len(infos)} entries; accepted are up to {MAX_ENTRIES}.")
-    found = [(info, PurePosixPath(info.filename.replace("\\", "/")).parts) for info in infos if not info.is_dir()]
+    files = [info for info in infos if not info.filename.endswith("/")]  # is_dir() fails on an empty name
+    found = [(info, PurePosixPath(info.filename.replace("\\", "/")).parts) for info in files]
     found = [(info, parts) for info, parts in found if parts and _is_picture(parts)]
     if not found:
         raise DataError(f"{name} holds no pictures; accepted are {', '.join(sorted(SUFFIXES))} in class folders.")
