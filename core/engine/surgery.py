@@ -49,7 +49,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def calls(module: nn.Module, example: Tensor) -> tuple[Call, ...]:
-    """Every layer with parameters of its own (and every norm) that `example` (n, c, h, w) reaches, in order."""
+    """Every layer (a leaf that holds parameters, or a norm) that `example` (n, c, h, w) reaches, in order."""
     found: dict[nn.Module, Call] = {}
     paths = {part: path for path, part in module.named_modules()}
 
@@ -58,7 +58,7 @@ def calls(module: nn.Module, example: Tensor) -> tuple[Call, ...]:
             times = found[part].times if part in found else 0
             found[part] = Call(paths[part], part, tuple(inputs[0].shape[1:]), tuple(output.shape[1:]), times + 1)
 
-    watched = [p for p in paths if kind_of(p) != "other" or any(True for _ in p.parameters(recurse=False))]
+    watched = [p for p in paths if kind_of(p) != "other" or (p._parameters and not p._modules)]
     hooks = [part.register_forward_hook(note) for part in watched]
     try:
         with evaluating(module), torch.no_grad():
