@@ -1,4 +1,4 @@
-"""The sample models as cards with pictures of their data, and what a card says about a model."""
+"""The sample models as cards with pictures of their data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import opening
 from app.tables import percent, plain
-from core.cards import DataCard, ModelCard
+from core.cards import ModelCard
 from sample_models import SAMPLES, picture_file
 
 
@@ -32,17 +32,3 @@ def _card(name: str, card: ModelCard) -> None:
             args=({"kind": "sample", "name": name}, {"kind": card.data}, f"Open {card.title}"),
             help=f"Opens {card.title} with its data, and measures it.",
         )
-
-
-def about(card: ModelCard, data: DataCard | None) -> None:
-    """Where the model is from and what it is measured on, in one line each."""
-    shape = "×".join(map(str, card.input_shape))
-    facts = [f"input {shape}", f"{len(card.classes)} classes"]
-    facts += [plain(text) for text in (card.source, card.licence) if text]
-    st.caption(" · ".join(facts))
-    if data is None:
-        st.caption("No data: open it again together with images to measure accuracy.")
-    else:
-        labels = "" if data.labelled else ", without labels"
-        st.caption(f"Measured on {plain(data.title)}: {data.test:,} test images{labels}.")
-

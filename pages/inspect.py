@@ -30,7 +30,10 @@ st.caption("Each rectangle is a layer, inside the block it belongs to. Click a b
 
 st.subheader("Layers")
 frame, settings = columns.layers(tables.layer_rows(profile))
-st.dataframe(frame, column_config=settings, hide_index=True, height=420, alt="Every layer with its size and its cost")
+height = min(440, 35 * (len(frame) + 1) + 3)  # no empty rows under a small model
+st.dataframe(
+    frame, column_config=settings, hide_index=True, height=height, alt="Every layer with its size and its cost"
+)
 st.caption(
     f"{len(profile.layers)} layers in order of execution. Together {tables.count(profile.params, 'parameters')}, "
     f"{tables.count(profile.macs, 'MACs')}, {tables.size(profile.activation_bytes)} of outputs; "
