@@ -137,6 +137,8 @@ BOMB = "{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 1000, 1000, 3
         (npy_header(BOMB), "x.npy says it has 300000000000 bytes, but"),
         (npy_header("__import__('os').system('true')\n"), "cannot be read as .npz"),
         (npy_header(PICKLE) + b"cos\nsystem\n", "holds object values"),
+        (npy_header("{'descr': ('<u1', 'fortran_order': False, 'shape': (2,), }\n"), "cannot be read as .npz"),
+        (npy_header("{'descr': (\n"), "cannot be read as .npz"),
         (b"not an array", "cannot be read as .npz"),
         (b"\x93NUMPY\x09\x00", "array format (9, 0) is not known"),
         (b"", "cannot be read as .npz"),

@@ -86,9 +86,9 @@ def test_one_folder_is_no_class(tmp_path: Path, top: str) -> None:
      ("CMYK", "JPEG", 3), ("L", "PNG", 1), ("1", "PNG", 1), ("LA", "PNG", 1), ("I;16", "PNG", 1)],
 )  # fmt: skip
 def test_formats_and_modes(tmp_path: Path, mode: str, kind: str, channels: int) -> None:
-    if mode == "I;16":  # 200 of 255 is 51400 of 65535
+    if mode == "I;16":  # the high byte of 51203 is 200, the low byte 3
         buffer = io.BytesIO()
-        Image.fromarray(np.full((6, 8), 51400, np.uint16)).save(buffer, "PNG")
+        Image.fromarray(np.full((6, 8), 51203, np.uint16)).save(buffer, "PNG")
         content, expected = buffer.getvalue(), 200
     else:
         content = picture(200, mode=mode, kind=kind)
