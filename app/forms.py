@@ -36,7 +36,7 @@ def widget(spec: Field[Any]) -> Widget:
     """The widget for an option, from its default's type and its metadata."""
     default: Any = spec.default
     about, kind = spec.metadata, type(default)
-    unit = f" ({about['unit']})" if about["unit"] not in ("", "%") else ""
+    unit = f" ({about['unit']})" if about["unit"] not in ("", "%", spec.name) else ""
     label = spec.name.replace("_", " ").capitalize() + unit
     if about["choices"]:
         return Widget(

@@ -10,6 +10,7 @@ const el = (tag, attributes = {}, ...children) => {
   node.append(...children);
   return node;
 };
+const cell = (name, ...children) => el('td', { role: 'cell', class: name }, ...children);
 const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
 // Numbers as app/tables.py writes them: three significant digits.
@@ -61,7 +62,21 @@ function build(root, data) {
   root.classList.toggle('switched', Boolean(data.dial) && !hasSlider(data.dial));
   table.rows = data.rows.map((row) => layerRow(table, row, data));
   root.querySelector('tbody').replaceChildren(...table.rows.flatMap((row) => [row.node, row.more]));
+  watch(table, root.querySelector('.scroll'));
   return table;
+}
+
+// Only rows in sight are drawn while a slider moves; the others when they come into sight, or on release.
+function watch(table, scroller) {
+  const rowOf = new Map(table.rows.map((row) => [row.node, row]));
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const row = rowOf.get(target);
+      row.inSight = isIntersecting;
+      if (isIntersecting && table.cost) paintRow(table, row);
+    }
+  }, { root: scroller, rootMargin: '60px' });
+  table.rows.forEach((row) => observer.observe(row.node));
 }
 
 function figure(key, label, format) {
@@ -94,15 +109,15 @@ function allRow(table, data, box) {
 }
 
 function layerRow(table, row, data) {
-  const { dial } = data, r = { ...row, left: {}, value: el('output', { class: 'value' }), width: el('td', { class: 'width' }) };
+  const { dial } = data, r = { ...row, left: {}, value: el('output', { class: 'value' }), width: cell('width') };
   r.info = el('button', { type: 'button', class: 'info', 'aria-expanded': 'false', 'aria-label': `About ${row.layer}` }, 'i');
-  const name = el('th', { scope: 'row', class: 'name' }, el('span', { class: 'text', title: row.layer }, row.layer), r.info);
+  const name = el('th', { scope: 'row', role: 'rowheader', class: 'name' }, el('span', { class: 'text', title: row.layer }, row.layer), r.info);
   if (row.reason) name.append(el('span', { class: 'note' }, row.reason));
   else if (row.tied) name.append(el('span', { class: 'note tied', title: row.tied }, `moves with ${row.tied}`));
-  r.more = el('tr', { class: 'more', hidden: true }, el('td', { colspan: 6 }, ...row.about.map((line) => el('div', {}, line))));
+  r.more = el('tr', { class: 'more', role: 'row', hidden: true }, cell('', ...row.about.map((line) => el('div', {}, line))));
   r.info.onclick = () => { r.more.hidden = !r.more.hidden; r.info.setAttribute('aria-expanded', String(!r.more.hidden)); };
   const bars = ['params', 'macs'].map((key) => { r.left[key] = el('i'); return el('span', { class: `bar ${key}`, style: `width:${100 * row.share[key]}%` }, r.left[key]); });
-  r.node = el('tr', { class: row.reason ? 'kept' : '' }, name, el('td', { class: 'share' }, ...bars));
+  r.node = el('tr', { role: 'row', class: row.reason ? 'kept' : '' }, name, cell('share', ...bars));
   if (!dial) return r.node.append(r.width), r;
   r.input = hasSlider(dial) ? slider(dial, `${dial.title}, ${row.layer}`) : null;
   r.on = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `Change ${row.layer}` });
@@ -113,7 +128,7 @@ function layerRow(table, row, data) {
   r.on.oninput = () => { set(!r.on.checked ? dial.neutral : table.value === dial.neutral ? dial.on : undefined); };
   listen(table, r.on);
   r.follow.onclick = () => { set(undefined); commit(table, 0); (r.input || r.on).focus(); };
-  r.node.append(el('td', { class: 'dial' }, ...(r.input ? [r.input] : [])), el('td', { class: 'number' }, r.value, r.follow), r.width, el('td', { class: 'on' }, r.on));
+  r.node.append(cell('dial', ...(r.input ? [r.input] : [])), cell('number', r.value, r.follow), r.width, cell('on', r.on));
   return r;
 }
 
@@ -126,12 +141,13 @@ function listen(table, input) {
 function edit(table, change) {
   change();
   table.touched = true;
-  paint(table);
+  paint(table, (row) => row.inSight);
 }
 
 function commit(table, pause) {
   clearTimeout(table.timer);
   const { rev } = table;
+  table.rows.forEach((row) => paintRow(table, row));
   table.timer = setTimeout(() => {
     if (rev !== table.rev) return; // Python changed the recipe meanwhile
     write(table.live, FIGURES.map(([key, label, format]) => `${label} ${format(table.cost[key])}`).join(', '));
@@ -148,7 +164,7 @@ function stepsNow(table) {
   return [...steps.slice(0, at), step, ...steps.slice(at + (present ? 1 : 0))];
 }
 
-function paint(table) {
+function paint(table, wanted = () => true) {
   const { data } = table;
   table.cost = costs(data.profile, stepsNow(table));
   table.figures.forEach((f) => {
@@ -161,7 +177,7 @@ function paint(table) {
   });
   table.root.classList.toggle('off', Boolean(data.dial) && !(table.touched || data.active));
   if (data.dial) paintAll(table);
-  table.rows.forEach((row) => paintRow(table, row));
+  for (const row of table.rows) if (wanted(row)) paintRow(table, row);
 }
 
 function paintAll(table) {
@@ -176,16 +192,25 @@ function paintAll(table) {
 
 function paintRow(table, row) {
   const cost = table.cost.layers[row.layer], { dial } = table.data, said = result(row, cost);
-  for (const key of ['params', 'macs']) row.left[key].style.width = `${row.before[key] ? 100 * Math.min(1, cost[key] / row.before[key]) : 0}%`;
+  const value = row.reason ? dial?.neutral : dial && valueOf(table, row), own = row.key in table.own && !row.reason;
+  const shown = [said, value, own, cost.params, cost.macs, dial?.words?.[8]].join('|');
+  if (row.shown === shown) return;
+  row.shown = shown;
+  for (const key of ['params', 'macs']) row.left[key].style.transform = `scaleX(${row.before[key] ? Math.min(1, cost[key] / row.before[key]) : 0})`;
   write(row.width, said);
   row.width.classList.toggle('same', said === '=');
   row.width.title = cost.kept === 'not split' ? `${said}: at this setting its factors would not be smaller and cheaper.` : said;
-  if (!dial) return;
-  const value = row.reason ? dial.neutral : valueOf(table, row), text = words(dial, value);
-  if (row.input) { slide(row.input, dial, value); row.input.setAttribute('aria-valuetext', `${text}, ${said === '=' ? 'unchanged' : said}`); }
+  if (dial) paintDial(table, row, value, own, said);
+}
+
+function paintDial(table, row, value, own, said) {
+  const { dial } = table.data, text = words(dial, value);
+  if (row.input) {
+    slide(row.input, dial, value);
+    row.input.setAttribute('aria-valuetext', `${text}, ${said === '=' ? 'unchanged' : said}`);
+  }
   row.on.checked = value !== dial.neutral;
   write(row.value, text);
-  const own = row.key in table.own && !row.reason;
   row.node.classList.toggle('own', own);
   row.follow.hidden = !own;
 }

@@ -21,16 +21,16 @@ HTML = """
   <div class="box">
     <div class="all" role="group" aria-label="All layers"></div>
     <div class="scroll" tabindex="-1">
-      <table>
-        <thead><tr>
-          <th scope="col" class="name">Layer</th>
-          <th scope="col" class="share"><span class="key params"></span>Params <span class="key macs"></span>MACs</th>
-          <th scope="col" class="dial for-dial">Setting</th>
-          <th scope="col" class="number for-dial" aria-label="Value"></th>
-          <th scope="col" class="width">Result</th>
-          <th scope="col" class="on for-dial" aria-label="On or off"></th>
+      <table role="table">
+        <thead role="rowgroup"><tr role="row">
+          <th scope="col" role="columnheader" class="name">Layer</th>
+          <th scope="col" role="columnheader" class="share"><span class="key params"></span>Params <span class="key macs"></span>MACs</th>
+          <th scope="col" role="columnheader" class="dial for-dial">Setting</th>
+          <th scope="col" role="columnheader" class="number for-dial" aria-label="Value"></th>
+          <th scope="col" role="columnheader" class="width">Result</th>
+          <th scope="col" role="columnheader" class="on for-dial" aria-label="On or off"></th>
         </tr></thead>
-        <tbody></tbody>
+        <tbody role="rowgroup"></tbody>
       </table>
     </div>
   </div>
