@@ -62,7 +62,7 @@ def choose(now: State) -> Pair | None:
         return None
     ids = list(found)
     left, right = st.columns(2)
-    start = ids.index(now.picked) if now.picked in found else 0
+    start = ids.index(now.picked) if now.picked and now.picked in found else 0
     second = left.selectbox(
         "Candidate", ids, start, format_func=lambda i: found[i].title, key=f"candidate-{now.picked}"
     )
@@ -119,8 +119,8 @@ def latency(pair: Pair) -> None:
             "Setting": compare.setting(row),
             "Original": tables.milliseconds(row.original_ms),
             "Candidate": tables.milliseconds(row.latency_ms),
-            "Times faster": tables.times(row.speedup),
-            "Spread (10–90 %)": f"{tables.times(row.speedup_low)} – {tables.times(row.speedup_high)}",
+            "Times faster": f"{row.speedup:.2f}×",
+            "Spread (10–90 %)": f"{row.speedup_low:.2f}× – {row.speedup_high:.2f}×",
             "Runs": row.runs,
         }
         for row in rows
