@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-BLOCKS = ("plain", "residual", "project", "concat", "joined_residual", "depthwise", "squeeze", "preact", "twice", "pool")
+BLOCKS = (
+    "plain",
+    "residual",
+    "project",
+    "concat",
+    "joined_residual",
+    "depthwise",
+    "squeeze",
+    "preact",
+    "twice",
+    "pool",
+)
 HEADS = ("mean", "flatten", "mlp")
 
 
@@ -25,12 +36,12 @@ class Block(nn.Module):
             self.shortcut, self.act = conv(c, width, 1), nn.PReLU(width)
         if kind == "residual":
             self.a, self.b, self.norm = conv(c, width), conv(width, c), nn.BatchNorm2d(c)
-        if kind in ("concat", "preact", "twice"):
+        if kind in ("concat", "preact"):
             self.a, self.b, self.width = conv(c, width), conv(c, width + 1, 1), 2 * width + 1
         if kind == "preact":
             self.norm, self.c, self.width = nn.BatchNorm2d(2 * width + 1), conv(2 * width + 1, width), width
         if kind == "twice":
-            self.width = c + 2 * width
+            self.a, self.width = conv(c, width), c + 2 * width
         if kind == "joined_residual":
             self.a, self.b, self.c, self.d = (conv(c, width) for _ in range(4))
             self.width = 2 * width
