@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import state
 from app.job_card import show_job
+from app.tables import plain
 from app.uploads import DATA_TYPES, MODEL_TYPES, settle
 from core.errors import StudioError
 from core.jobs import Job
@@ -20,13 +21,15 @@ def start(model: dict[str, Any], data: dict[str, Any] | None, title: str) -> Non
 
 def start_upload(model: dict[str, Any], data: dict[str, Any] | None) -> None:
     """The same for what the forms gave; the uploads leave the server's memory. A problem is shown as a sentence."""
+    here = state.current()
     try:
         source = settle(model, MODEL_TYPES)
         images = settle(data, DATA_TYPES) if data else None
         start(source, images, f"Open {source['path'].rsplit('/', 1)[-1]}")
-        state.current().uploads += 1  # new forms: Streamlit lets go of the files
+        here.uploads += 1  # new forms: Streamlit lets go of the files
+        here.notice = ""
     except StudioError as error:
-        state.current().notice = str(error)
+        here.notice = str(error)
 
 
 def followed() -> Job | None:
@@ -43,11 +46,12 @@ def followed() -> Job | None:
 
 
 def follow() -> None:
-    """Show the opening in progress, once a second, until it ends."""
+    """Show the opening at the bottom of the window, wherever the page is scrolled to, until it ends."""
     job = followed()
     if job is None:
         return
-    _watch(job.live)
+    with st.bottom:
+        _watch(job.live)
 
 
 def _watch(live: bool) -> None:
@@ -57,17 +61,30 @@ def _watch(live: bool) -> None:
         job = followed()
         if job is None:
             return
-        here = state.current()
-        ready = job.metrics or {}
-        if job.status == "done" and job.result:
-            here.job = None
-            here.choose(job.result["model"], job.result["data"])
-            st.rerun()
-        if ready.get("model") and here.model != ready["model"]:
-            here.choose(ready["model"])  # profiled already: show it while accuracy is being measured
-            st.rerun()
+        if _take(job) or (live and not job.live):
+            st.rerun()  # show what is there now, and stop the timer
         show_job(job)
-        if live and not job.live:
-            st.rerun()  # stop the timer
+        if not job.live:
+            st.button("Dismiss", on_click=_dismiss, icon=":material/close:")
 
     card()
+
+
+def _take(job: Job) -> bool:
+    """Make what the job has brought so far the tab's choice; whether that changed anything."""
+    here = state.current()
+    if job.status == "done" and job.result:
+        here.job = None
+        here.choose(job.result["model"], job.result["data"])
+        name = state.workspace().model_card(job.result["model"]).title
+        st.toast(f"{plain(name)} is open.", icon=":material/check_circle:")
+        return True
+    profiled = (job.metrics or {}).get("model")
+    if profiled and here.model != profiled:
+        here.choose(profiled)  # its figures are shown while its accuracy is being measured
+        return True
+    return False
+
+
+def _dismiss() -> None:
+    state.current().job = None

@@ -4,9 +4,7 @@ early never waits for torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cards import ModelCard
+from core.engine.identity import candidate_id, fingerprint, identify
+from core.engine.progress import part
 from core.recipe import Recipe
 from core.workspace import Workspace, write_json
 
@@ -32,16 +32,18 @@ def open_pair(workspace: Workspace, params: dict[str, Any], report: Report) -> d
     """
     report(0.01, "Reading the model")
     model = open_model(workspace, params["model"])
-    report(0.05, "Reading the data")
-    data_id = bring_data(workspace, params["data"], part(report, 0.05, 0.25)) if params.get("data") else None
+    report(0.1, "Reading the data")
+    data_id = bring_data(workspace, params["data"], part(report, 0.1, 0.2)) if params.get("data") else None
     data = open_data(workspace, data_id, model.card) if data_id else None
     if data and params["model"]["kind"] == "file":
-        report(0.25, "Finding the normalization that fits the labels")
+        report(0.2, "Finding the normalization that fits the labels")
         model = learn_from(data, model, params["model"])
-    model_id = bring_model(workspace, params["model"], model, part(report, 0.3, 0.6))
-    report(0.6, "Measuring the original on the test images", model=model_id)
+    model_id = bring_model(workspace, params["model"], model, part(report, 0.4, 0.5))
+    report(0.5, "Measuring the original on the test images", model=model_id)
     if data_id and data and not workspace.baseline(model_id, data_id):
-        measure(workspace, model_id, model, data_id, data, part(report, 0.6, 1.0))
+        measure(workspace, model_id, model, data_id, data, part(report, 0.5, 1.0))
+    for source in (params["model"], params.get("data") or {}):
+        clear_upload(workspace, source)
     return {"model": model_id, "data": data_id}
 
 
@@ -50,7 +52,7 @@ def run_recipe(workspace: Workspace, params: dict[str, Any], report: Report) -> 
     from core.engine.run import run
 
     recipe = Recipe.from_yaml(params["recipe"])
-    name = f"{recipe.id}-{digest(params['model'], params['data'])[:8]}"
+    name = candidate_id(recipe, params["model"], params["data"])
     folder = workspace.folder("candidates", name)
     if (folder / "candidate.json").exists():
         return {"candidate": name}
@@ -58,7 +60,9 @@ def run_recipe(workspace: Workspace, params: dict[str, Any], report: Report) -> 
     model = open_model(workspace, {"kind": "workspace", "id": params["model"]})
     data = open_data(workspace, params["data"], model.card)
     folder.mkdir(exist_ok=True)
-    run(recipe, model, data, folder, report=part(report, 0.02, 1.0))
+    known = workspace.folder("models", params["model"]) / f"baseline-{params['data']}.npz"
+    ids = (params["model"], params["data"])
+    run(recipe, model, data, folder, ids=ids, baseline=known, report=part(report, 0.02, 1.0))
     return {"candidate": name}
 
 
@@ -149,46 +153,19 @@ def keep_file(model: Model, path: Path, report: Report) -> Path:
     return path
 
 
+def clear_upload(workspace: Workspace, source: dict[str, Any]) -> None:
+    """Remove an uploaded file once the workspace holds what was in it. A file read in place is the user's own."""
+    folder = Path(source.get("path", "")).parent
+    if folder.parent == (workspace.root / "uploads").resolve():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def measure(workspace: Workspace, model_id: str, model: Model, data_id: str, data: Data, report: Report) -> None:
     """Score the original file on the whole test part."""
+    from core.engine.evaluate import save_predictions
     from core.engine.run import measure_original
 
     folder = workspace.folder("models", model_id)
-    scores = measure_original(model, data, folder, report=report)
+    scores, logits = measure_original(folder / "model.onnx", model.card, data, report=report)
+    save_predictions(folder / f"baseline-{data_id}.npz", logits)
     write_json(folder / f"baseline-{data_id}.json", scores.to_json())
-
-
-def part(report: Report, low: float, high: float) -> Report:
-    """A report for a piece of the work that spans `low` to `high` of the whole."""
-
-    def scaled(fraction: float, message: str, **numbers: object) -> None:
-        report(low + (high - low) * fraction, message, **numbers)
-
-    return scaled
-
-
-def identify(name: str, content: str) -> str:
-    """A folder's name: the readable part and a short hash of what it holds.
-
-    >>> identify("My Net (v2)", "0123456789abcdef")
-    'my-net-v2-01234567'
-    """
-    readable = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:40] or "model"
-    return f"{readable}-{content[:8]}"
-
-
-def digest(*parts: str | bytes) -> str:
-    """SHA-256 over the parts, each with its length, so that no two lists of parts collide."""
-    total = hashlib.sha256()
-    for item in parts:
-        data = item.encode() if isinstance(item, str) else item
-        total.update(len(data).to_bytes(8, "big") + data)
-    return total.hexdigest()
-
-
-def fingerprint(model: Model) -> str:
-    """What the model computes: weights, card, and the file as it came."""
-    tensors = model.module.state_dict()
-    weights = [part for name, t in sorted(tensors.items()) for part in (name, t.detach().cpu().numpy().tobytes())]
-    file = model.file.read_bytes() if model.file else b""
-    return digest(json.dumps(model.card.to_json(), sort_keys=True), file, *weights)

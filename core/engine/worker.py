@@ -62,7 +62,7 @@ class Progress:
 
 def _seconds_left(elapsed: float, fraction: float) -> float | None:
     """None until enough is done for the estimate to mean something."""
-    if elapsed < 1 or fraction < 0.02:
+    if elapsed < 1 or fraction < 0.1:
         return None
     return elapsed * (1 - fraction) / fraction
 
