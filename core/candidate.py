@@ -44,6 +44,9 @@ class Scores:
     per_class: tuple[Share, ...] = ()  # accuracy per class, in the order of the card's classes
     verified: bool = True
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Skip:

@@ -6,6 +6,7 @@ and 1 and for few images, where the usual ± does not.
 
 from __future__ import annotations
 
+import os
 from math import sqrt
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from core.cards import ModelCard
 from core.engine import runtime
 from core.engine.context import Report, silent
 from core.engine.data import Images, to_input
-from core.engine.formats import onnx_facts, onnx_names
+from core.engine.formats import onnx_facts, onnx_names, onnx_writer
 from core.errors import ModelError
 
 BATCH = 250
@@ -42,6 +43,14 @@ def predict(file: Path, images: Images, card: ModelCard, report: Report = silent
         raise ModelError(f"{file.name} answers with numbers that are not finite on {len(images)} images.")
     report(1.0, f"{len(images):,} images")
     return logits
+
+
+def save_predictions(path: Path, logits: Logits) -> None:
+    """Keep (n, classes) logits; the file is whole or not there."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, logits=logits)
+    os.replace(part, path)
 
 
 def score(
@@ -101,8 +110,12 @@ def layer_error(original: Path, candidate: Path, images: Images, card: ModelCard
     """
     x = to_input(images.x[:ERROR_IMAGES], card)
     before, after = onnx.load(original), onnx.load(candidate)
-    names, others = layer_values(before), layer_values(after)
-    pairs = {layer: (name, found) for layer, name in names.items() if (found := _match(layer, others))}
+    pairs = _pairs(before, after)
+    if not pairs:  # an uploaded file, with its own names
+        onnx_writer.name_nodes(before)
+        pairs = _pairs(before, after)
+    if not pairs:
+        return {}
     first = onnx_facts.run_for(before, list({name for name, _ in pairs.values()}), x)
     second = onnx_facts.run_for(after, list({name for _, name in pairs.values()}), x)
     errors = {}
@@ -111,6 +124,12 @@ def layer_error(original: Path, candidate: Path, images: Images, card: ModelCard
         if there.shape == here.shape and (scale := float(np.linalg.norm(there))):
             errors[layer] = float(np.linalg.norm(here - there)) / scale
     return errors
+
+
+def _pairs(before: ModelProto, after: ModelProto) -> dict[str, tuple[str, str]]:
+    """Layer → its value in either file, for the layers that are in both."""
+    others = layer_values(after)
+    return {layer: (name, found) for layer, name in layer_values(before).items() if (found := _match(layer, others))}
 
 
 def _match(layer: str, others: dict[str, str]) -> str:

@@ -1,0 +1,37 @@
+"""Where a candidate comes from: everything another person needs to get the same bytes and to judge the timings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+from core.engine import runtime
+from core.engine.data import Data
+from core.engine.identity import digest
+from core.recipe import Recipe
+
+LIBRARIES = ("torch", "onnx", "onnxruntime", "torch-pruning", "numpy")
+
+
+def provenance(recipe: Recipe, original: Path, file: Path, data: Data) -> dict[str, str]:
+    """Hashes, seed, versions, machine."""
+    return {
+        "model_hash": digest(original.read_bytes())[:16],
+        "file_hash": digest(file.read_bytes())[:16],
+        "data_hash": data.card.hash,
+        "recipe": recipe.id,
+        "seed": str(recipe.seed),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "threads": str(runtime.all_threads()),
+    }
+
+
+def processor(cpu: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name, where the system tells it."""
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
