@@ -12,6 +12,6 @@ LIBRARY = Path(__file__).resolve().parents[1] / "pages" / "library.py"
 def nothing_yet(title: str, sentence: str, page: Path = LIBRARY, label: str = "Go to the Library") -> None:
     """A quiet card with one link."""
     with st.container(border=True, horizontal_alignment="center"):
-        st.markdown(f"#### {title}")
-        st.caption(sentence)
-        st.page_link(page, label=label, icon=":material/arrow_forward:")
+        st.markdown(f"#### {title}", width="content")
+        st.caption(sentence, width="content")
+        st.page_link(page, label=label, icon=":material/arrow_forward:", width="content")

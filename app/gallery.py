@@ -24,6 +24,7 @@ def _card(name: str, card: ModelCard) -> None:
         st.caption(plain(card.description))
         if card.accuracy is not None:
             st.caption(f"Accuracy {percent(card.accuracy)} (verified when it was trained) · {plain(card.licence)}")
+        st.space("stretch")
         st.button(
             "Open",
             key=f"open-{name}",

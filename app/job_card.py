@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 import streamlit as st
@@ -24,8 +25,8 @@ SHOWN = 30  # newest jobs on the page
 LOG_SHOWN = 20_000  # last bytes of a log that a page shows
 
 
-def show_job(job: Job, *, log: bool = False) -> None:
-    """The card. With `log`, what the worker printed can be opened below it."""
+def show_job(job: Job, *, log: bool = False, dismiss: Callable[[], None] | None = None) -> None:
+    """The card. With `log`, what the worker printed can be opened; `dismiss` puts an ended job out of sight."""
     icon, colour = LOOKS[job.status]
     with st.container(border=True, key=f"job_{job.id}"):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
@@ -41,6 +42,8 @@ def show_job(job: Job, *, log: bool = False) -> None:
                         args=(job.id,),
                         disabled=job.status == "cancelling",
                     )
+                elif dismiss:
+                    st.button("Dismiss", key=f"dismiss_{job.id}", icon=":material/close:", on_click=dismiss)
         if job.live:
             st.progress(job.fraction, text=f"{plain(job.message)}{time_left(job)}")
         elif job.error:

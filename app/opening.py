@@ -63,9 +63,7 @@ def _watch(live: bool) -> None:
             return
         if _take(job) or (live and not job.live):
             st.rerun()  # show what is there now, and stop the timer
-        show_job(job)
-        if not job.live:
-            st.button("Dismiss", on_click=_dismiss, icon=":material/close:")
+        show_job(job, dismiss=_dismiss)
 
     card()
 

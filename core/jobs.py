@@ -226,7 +226,10 @@ def _exit_of(folder: Path) -> str:
     """' (signal 9, …)' where this process started the worker; only a parent gets to know."""
     proc = folder / "proc.json"
     child = _CHILDREN.get(json.loads(proc.read_text(encoding="utf-8"))["pid"]) if proc.exists() else None
-    code = child.poll() if child else None
+    try:
+        code = child.wait(5) if child else None  # its threads may take a moment longer to go than it
+    except subprocess.TimeoutExpired:
+        code = None
     if code is None:
         return ""
     if code >= 0:

@@ -28,6 +28,14 @@ def deaf(workspace: Workspace, params: dict[str, Any], report: Callable[..., Non
     return {}
 
 
+def announce(workspace: Workspace, params: dict[str, Any], report: Callable[..., None]) -> dict[str, Any]:
+    """Two reports in a row, then nothing for long: the second is what a person must see."""
+    report(0.1, "First part")
+    report(0.2, "Second part")
+    time.sleep(60)
+    return {}
+
+
 def refuse(workspace: Workspace, params: dict[str, Any], report: Callable[..., None]) -> dict[str, Any]:
     raise DataError("x has 5 images and y has 4 labels; accepted are equal numbers.")
 
@@ -37,4 +45,5 @@ def crash(workspace: Workspace, params: dict[str, Any], report: Callable[..., No
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(Path(sys.argv[1]), {"count": count, "deaf": deaf, "refuse": refuse, "crash": crash}))
+    kinds = {"count": count, "deaf": deaf, "announce": announce, "refuse": refuse, "crash": crash}
+    raise SystemExit(run_job(Path(sys.argv[1]), kinds))

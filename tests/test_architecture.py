@@ -71,7 +71,8 @@ def test_the_web_process_imports_no_torch(module: str, tmp_path: Path) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
     if module == "app.main":  # a script: run as Streamlit runs it, with its pages
         code = (
-            "import sys; from streamlit.testing.v1 import AppTest; at = AppTest.from_file('app/main.py').run(timeout=60)"
+            "import sys; from streamlit.testing.v1 import AppTest; at = AppTest.from_file('app/main.py')"
+            ".run(timeout=60)"
             f"; assert not at.exception, at.exception; print(sorted(set(sys.modules) & {HEAVY!r}))"
         )
     ran = subprocess.run(

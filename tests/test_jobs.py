@@ -53,6 +53,13 @@ def test_time_left_follows_the_progress(store: JobStore) -> None:
     wait(store, job, lambda j: not j.live)
 
 
+def test_what_a_long_silence_follows_is_shown(store: JobStore) -> None:
+    job = store.submit("announce", {}, "Announce")
+    assert wait(store, job, lambda j: j.message == "Second part", seconds=15).fraction == 0.2
+    os.kill(json.loads((store.root / job / "proc.json").read_text())["pid"], signal.SIGKILL)
+    wait(store, job, lambda j: not j.live)
+
+
 def test_cancel_in_the_middle_keeps_what_was_made(store: JobStore) -> None:
     job = store.submit("count", {"steps": 500, "seconds": 0.05}, "Count for long")
     wait(store, job, lambda j: j.fraction > 0)
@@ -134,7 +141,7 @@ def test_a_users_error_is_shown_and_a_bug_only_in_the_log(store: JobStore) -> No
 
 def test_an_unknown_kind_and_an_unknown_job_are_named(store: JobStore) -> None:
     found = wait(store, store.submit("dance", {}, "Dance"), lambda j: not j.live)
-    assert found.error == "Unknown kind of job: received 'dance', accepted are count, deaf, refuse, crash."
+    assert found.error == "Unknown kind of job: received 'dance', accepted are count, deaf, announce, refuse, crash."
     with pytest.raises(JobError, match="nowhere is not in the workspace"):
         store.get("../nowhere")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -26,6 +27,7 @@ Task = Callable[[Workspace, dict[str, Any], Callable[..., None]], dict[str, Any]
 KINDS: dict[str, Task] = {"open": tasks.open_pair, "run": tasks.run_recipe}
 
 INTERVAL = 0.2  # seconds between two writes of the state
+COUNTS = re.compile(r"[\d.,]+")
 CURVE = 500  # values kept of each reported number
 
 
@@ -36,6 +38,7 @@ class Progress:
         self.folder = folder
         self.state: dict[str, Any] = {"fraction": 0.0, "started": time.time(), "metrics": {}, "curves": {}}
         self.written = 0.0
+        self.words = ""
 
     def __call__(self, fraction: float, message: str, **numbers: object) -> None:
         """`numbers` are kept: the newest value of each, and floats as a curve."""
@@ -48,7 +51,9 @@ class Progress:
         now = time.time()
         self.state |= {"fraction": round(min(max(fraction, 0.0), 1.0), 4), "message": message}
         self.state["seconds_left"] = _seconds_left(now - self.state["started"], fraction)
-        if numbers or now - self.written >= INTERVAL:
+        words = COUNTS.sub("", message)  # what is being done; how much of it changes too often to write each time
+        if numbers or words != self.words or now - self.written >= INTERVAL:
+            self.words = words
             self.write("running")
 
     def write(self, status: str, **more: object) -> None:
