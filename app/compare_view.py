@@ -181,7 +181,13 @@ def changed(pair: Pair) -> None:
         for i, pixels in zip(shown, images, strict=True):
             said = f"{names[answers.original[i]]} → {names[answers.candidate[i]]}"
             truth = "" if answers.label is None else f" (is {names[answers.label[i]]})"
-            st.image(pictures.png(pixels), said + truth, alt=f"Test image {i}: {said}{truth}", width="stretch")
+            st.image(
+                pictures.png(pixels),
+                said + truth,
+                alt=f"Test image {i}: {said}{truth}",
+                width="stretch",
+                output_format="PNG",
+            )
 
 
 def layers(pair: Pair) -> None:

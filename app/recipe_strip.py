@@ -143,7 +143,7 @@ def load(now: State, profile: Profile) -> None:
             st.error(str(error))
             return
     now.change(recipe)
-    st.rerun(scope="fragment")
+    st.rerun()
 
 
 def chart(now: State, profile: Profile) -> None:
@@ -170,7 +170,7 @@ def chart(now: State, profile: Profile) -> None:
     )
     if points and points[0] in found:
         now.pick(found[points[0]])
-        st.rerun(scope="fragment")
+        st.rerun()
 
 
 def followed(now: State) -> Job | None:

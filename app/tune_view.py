@@ -66,7 +66,7 @@ def table(now: State, profile: Profile, place: Place) -> None:
     if edit is None or data["dial"] is None:
         return
     if apply(now, place, edit) and not data["active"]:
-        st.rerun(scope="fragment")  # the edit switched the step on, and the switch above is drawn already
+        st.rerun()  # the edit switched the step on, and the switch above is drawn already
 
 
 def apply(now: State, place: Place, edit: Edit) -> bool:

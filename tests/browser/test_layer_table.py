@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from app.components.layer_table import HERE
 from app.layer_rows import cost_profile
+from app.tables import count, size
 from core.catalog import CATALOG, Technique, option_fields
 from core.layers import Profile
 from core.predict import costs
 from core.recipe import Recipe, Step
+from tests.browser.conftest import running_studio
 from tests.profiles import mixed, resnet
+from tests.workspaces import write_workspace
 
+expect.set_options(timeout=30_000)
 MODEL_STEPS = ("prune_channels", "prune_weights", "factorize")
 
 
@@ -76,3 +81,118 @@ def test_the_browser_computes_what_python_computes(page: Page, profile: Profile)
             assert [mirror["widths"][0], mirror["widths"][-1]] == [row.in_channels, row.out_channels], row.name
         changed += python.params != profile.params
     assert changed > 150  # most recipes do something
+
+
+RESNET = resnet(10)  # 64 rows
+RUN = "recipe: 1\nseed: 0\nsteps:\n- quantize: {}\n"
+
+
+@pytest.fixture(scope="module")
+def studio_with_resnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("tune")
+    write_workspace(root, RESNET, (RUN,))
+    with running_studio(root) as address:
+        yield address
+
+
+@pytest.fixture
+def tune(page: Page, studio_with_resnet: str) -> Page:
+    """The Tune page of a new tab, its chart drawn."""
+    page.set_default_timeout(90_000)
+    page.goto(studio_with_resnet)
+    page.get_by_role("link", name="Tune").first.click()
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    return page
+
+
+def grab(page: Page, name: str, start: float, end: float) -> None:
+    """Hold a slider's thumb at a share of its track and drag it to another, without letting go."""
+    slider = page.get_by_role("slider", name=name, exact=True)
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 8 + start * (box["width"] - 16), y)
+    page.mouse.down()
+    for step in range(1, 6):
+        page.mouse.move(box["x"] + 8 + (start + (end - start) * step / 5) * (box["width"] - 16), y)
+
+
+def figure(page: Page, name: str) -> str:
+    return page.get_by_role("group", name=name, exact=True).locator("b").inner_text()
+
+
+def test_totals_follow_the_pointer_and_the_recipe_follows_the_release(tune: Page) -> None:
+    before = figure(tune, "MACs")
+    grab(tune, "Ratio, all layers", 0.0, 0.5)
+    ratio = float(tune.get_by_role("slider", name="Ratio, all layers").input_value())
+    assert 0.4 < ratio < 0.55
+    exact = costs(RESNET, Recipe((Step("prune_channels", {"ratio": ratio}),)))
+    assert figure(tune, "MACs") == count(exact.macs) != before  # the button is still down
+    assert figure(tune, "Parameters") == count(exact.params)
+    assert tune.get_by_text("No step yet").is_visible()
+    tune.mouse.up()
+    expect(tune.get_by_text(f"1. Prune channels {ratio:.0%}")).to_be_visible()
+    expect(tune.get_by_text("this recipe")).to_be_visible()  # the chart has it too
+    tune.get_by_role("button", name="undo icon").click()
+    expect(tune.get_by_text("No step yet")).to_be_visible()
+    expect(tune.get_by_role("slider", name="Ratio, all layers")).to_have_value("0")
+    assert figure(tune, "MACs") == before
+
+
+def test_coupled_layers_move_together_and_keep_their_own_value(tune: Page) -> None:
+    grab(tune, "Ratio, conv1", 0.0, 0.6)
+    own = tune.get_by_role("slider", name="Ratio, conv1").input_value()
+    assert float(own) > 0.5
+    expect(tune.get_by_role("slider", name="Ratio, layer1.0.conv2")).to_have_value(own)
+    expect(tune.get_by_role("slider", name="Ratio, layer1.0.conv1")).to_have_value("0")
+    tune.mouse.up()
+    expect(tune.get_by_text("1 set by hand")).to_be_visible()
+    everything = tune.get_by_role("slider", name="Ratio, all layers")
+    everything.focus()
+    for _ in range(20):
+        tune.keyboard.press("ArrowRight")
+    expect(tune.get_by_role("slider", name="Ratio, layer1.0.conv1")).to_have_value("0.2")
+    expect(tune.get_by_role("slider", name="Ratio, conv1")).to_have_value(own)  # it holds
+    expect(tune.get_by_text("1. Prune channels 20%")).to_be_visible()
+    tune.get_by_role("button", name="All follow").click()
+    expect(tune.get_by_role("slider", name="Ratio, conv1")).to_have_value("0.2")
+    expect(tune.get_by_text("1 set by hand")).to_be_hidden()
+
+
+def test_what_cannot_be_touched_is_off_and_says_why(tune: Page) -> None:
+    last = tune.get_by_role("slider", name="Ratio, fc")
+    last.scroll_into_view_if_needed()
+    assert last.is_disabled()
+    row = tune.get_by_role("row").filter(has=last)
+    expect(row).to_contain_text("one for each class")
+    tune.get_by_role("button", name="About fc").click()
+    expect(tune.get_by_text("Linear layer: 64 → 10 channels")).to_be_visible()
+
+
+def test_a_layer_is_switched_off_by_keyboard_and_says_its_value(tune: Page) -> None:
+    everything = tune.get_by_role("slider", name="Ratio, all layers")
+    everything.focus()
+    for _ in range(50):
+        tune.keyboard.press("ArrowRight")
+    slider = tune.get_by_role("slider", name="Ratio, layer1.0.conv1")
+    expect(slider).to_have_attribute("aria-valuetext", "50 %, 16 → 8")
+    expect(tune.get_by_text("1. Prune channels 50%")).to_be_visible()
+    switch = tune.get_by_role("switch", name="Change layer1.0.conv1")
+    switch.focus()
+    tune.keyboard.press("Space")
+    expect(slider).to_have_attribute("aria-valuetext", "0 %, input 16 → 8")
+    expect(tune.get_by_text("1 set by hand")).to_be_visible()
+    tune.get_by_role("button", name="Let layer1.0.conv1 follow all layers").click()
+    expect(slider).to_have_attribute("aria-valuetext", "50 %, 16 → 8")
+
+
+def test_quantize_is_a_switch_per_layer(tune: Page) -> None:
+    tune.get_by_role("radio", name="Quantize").click()
+    everything = tune.get_by_role("switch", name="Bits, all layers")
+    everything.click()
+    expect(tune.get_by_text("1. Quantize int8")).to_be_visible()
+    exact = costs(RESNET, Recipe((Step("quantize"),)))
+    expect(tune.get_by_role("group", name="Weights", exact=True).locator("b")).to_have_text(size(exact.weight_bytes))
+    tune.get_by_role("switch", name="Change conv1").click()
+    expect(tune.get_by_text("1 set by hand")).to_be_visible()
