@@ -24,6 +24,7 @@ from app import state  # noqa: E402
 from app.netron import LEASES  # noqa: E402
 from app.routes import ROUTES  # noqa: E402
 from core.errors import StudioError  # noqa: E402
+from sample_models import SAMPLES  # noqa: E402
 
 FIRST_SAMPLE = "shapes_resnet20"
 LOOK_EVERY = 1.0  # seconds between two looks at the waiting jobs
@@ -48,7 +49,9 @@ def make_ready() -> None:
     jobs = state.jobs()
     jobs.reap()
     if not state.workspace().models() and not any(job.live for job in jobs.list()):
-        jobs.submit("open", {"model": {"kind": "sample", "name": FIRST_SAMPLE}, "data": {"kind": "shapes"}}, "Shapes")
+        card = SAMPLES[FIRST_SAMPLE]
+        source = {"model": {"kind": "sample", "name": FIRST_SAMPLE}, "data": {"kind": card.data}}
+        jobs.submit("open", source, f"Open {card.title}")
 
 
 async def keep_moving() -> None:
