@@ -20,7 +20,7 @@ from core import bundle
 from core.candidate import Share
 from core.workspace import Workspace, write_json
 from tests.profiles import resnet
-from tests.workspaces import LABELS, write_workspace
+from tests.workspaces import LABELS, MEAN, STD, write_workspace
 
 RECIPE = "recipe: 1\nseed: 0\nsteps:\n- quantize: {}\n"
 
@@ -49,7 +49,7 @@ def made(tmp_path: Path) -> tuple[Workspace, str]:
     )
     np.savez(space.folder("data", "pets-1") / "data.npz", test_x=images, test_y=LABELS)
     write_onnx(folder / "model.onnx")
-    x = (images / np.float32(255)).astype(np.float32).transpose(0, 3, 1, 2)
+    x = ((images / np.float32(255) - np.float32(MEAN)) / np.float32(STD)).astype(np.float32).transpose(0, 3, 1, 2)
     logits = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"x": x})[0]
     np.savez(folder / "predictions.npz", logits=logits)
     np.savez(space.folder("models", "net-1") / "baseline-pets-1.npz", logits=logits[:, [1, 0, 2]])

@@ -75,6 +75,14 @@ def test_the_switch_puts_a_step_in_and_turns_it_off(space: Workspace) -> None:
         assert tab.toggle[0].value == wanted
 
 
+def test_the_switch_follows_the_strip_and_undo(space: Workspace) -> None:
+    tab = load(open_page("tune"), BOTH)
+    assert tab.toggle[0].value
+    for key, shown in (("Switch off-0", False), ("Undo--1", True), ("Redo--1", False), ("Remove-0", False)):
+        click(tab, key)
+        assert tab.toggle[0].value == shown, key
+
+
 @pytest.mark.parametrize("name", ["Factorize", "Quantize", "Distill"])
 def test_every_tab_has_its_technique(space: Workspace, name: str) -> None:
     tab = open_page("tune", tab=name)

@@ -14,6 +14,7 @@ from core.recipe import Recipe
 from core.workspace import Workspace, write_json
 
 CLASSES = ("bird", "cat", "dog")
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 LABELS = np.array([0, 0, 1, 1, 2, 2] * 5)  # 30 test images, ten of each class
 
 
@@ -52,7 +53,7 @@ def write_workspace(root: Path, profile: Profile, recipes: tuple[str, ...] = ())
     (model / "model.onnx").write_bytes(b"not read by these tests")
     for number, text in enumerate(recipes):
         write_candidate(space, profile, text, list(range(number + 1)))
-    write_json(model / "card.json", ModelCard("net", "A Net", (3, 8, 8), CLASSES, data="pets").to_json())
+    write_json(model / "card.json", ModelCard("net", "A Net", (3, 8, 8), CLASSES, MEAN, STD, data="pets").to_json())
     return space
 
 
