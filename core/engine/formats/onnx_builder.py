@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from core.engine.formats.onnx_names import PATH, Names
 from core.errors import ModelError
 
-BATCH = 10_007
+BATCH = 4099
 LARGEST = 2**28  # elements of one activation, per image
 Array = NDArray[Any]
 Value = fx.Node | Array | None
@@ -83,9 +83,10 @@ class Builder:
         return self._known(self.graph.call_method(name, args), getattr(Tensor, name))
 
     def layer(self, module: nn.Module, *inputs: fx.Node) -> fx.Node:
-        """Run `module` on `inputs`. Two nodes that share their weights become one layer that runs twice."""
+        """Run `module` on `inputs`. Two nodes that share a weight matrix become one layer that runs twice; vectors are
+        equal by chance, and exporters store equal tensors once."""
         key = (self.node.op_type, tuple(self.node.input[1:]), tuple(a.SerializeToString() for a in self.node.attribute))
-        path = self._shared.get(key, "") if any(True for _ in module.parameters()) else ""
+        path = self._shared.get(key, "") if any(p.ndim > 1 for p in module.parameters()) else ""
         if not path:
             path = self._shared[key] = self.names.of_layer(self.node)
             self._attach(path, module.eval())
@@ -148,7 +149,7 @@ class Builder:
     def _known(self, node: fx.Node, function: Callable[..., Any]) -> fx.Node:
         args = fx.node.map_arg(node.args, lambda n: n.meta["example"])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: n.meta["example"])
-        with torch.no_grad():
+        with torch.no_grad(), torch.device(self.device):
             example = function(*args, **kwargs)  # type: ignore[misc]
         for part in example if isinstance(example, tuple | list) else (example,):
             size = math.prod(s // BATCH if s % BATCH == 0 else s for s in getattr(part, "shape", ()))

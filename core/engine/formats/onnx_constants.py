@@ -21,7 +21,8 @@ from core.errors import ModelError
 
 def to_array(tensor: TensorProto) -> Array:
     """A stored tensor; any float becomes float32. Raises ModelError when its values do not fit its shape."""
-    kind = TensorProto.DataType.Name(tensor.data_type) if 0 < tensor.data_type < 40 else "an unknown type"
+    known = TensorProto.DataType.values()
+    kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in known else "unknown type"
     count = math.prod(tensor.dims)
     try:
         if min(tensor.dims, default=1) < 0 or (tensor.raw_data and 8 * len(tensor.raw_data) < count):

@@ -48,6 +48,9 @@ def check(model: ModelProto) -> int:
     """The opset of a model that may be read. Raises ModelError that names the first thing that may not."""
     if len(model.graph.node) > MOST_NODES:
         raise ModelError(f"The model has {len(model.graph.node)} operators; accepted are up to {MOST_NODES}.")
+    names = (name for part in (*model.graph.node, *model.graph.initializer) for name in _names(part))
+    if any(isinstance(name, bytes) for name in names):  # what protobuf makes of text that is none
+        raise ModelError("A name in the model is not text: the file is damaged; accepted is a whole .onnx file.")
     if model.functions:
         raise ModelError(f"The model defines its own function {model.functions[0].name!r}; accepted are none.")
     for node in model.graph.node:
@@ -80,6 +83,12 @@ def _check_node(node: NodeProto) -> None:
         raise UnsupportedOperator(f"{node.domain}.{node.op_type}", node.name, "operators of ONNX itself")
     if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
         raise UnsupportedOperator(node.op_type, node.name, "operators without a graph inside")
+
+
+def _names(part: NodeProto | TensorProto) -> tuple[str | bytes, ...]:
+    if isinstance(part, TensorProto):
+        return (part.name,)
+    return (part.name, part.op_type, part.domain, *part.input, *part.output, *(a.name for a in part.attribute))
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:

@@ -48,6 +48,8 @@ def matmul(b: Builder, a: Attributes, x: Value, y: Value) -> fx.Node:
 
 @operator("BatchNormalization")
 def batch_norm(b: Builder, a: Attributes, x: fx.Node, weight: Value, bias: Value, mean: Value, var: Value) -> fx.Node:
+    if a.get("training_mode", 0):
+        raise ModelError(f"BatchNormalization (node {b.node.name!r}) is in training mode; export after model.eval().")
     scale = b.constant(weight, "scale")
     kind = BATCH_NORMS[len(b.shape(x))]
     layer = bare(kind, len(scale), a.get("epsilon", 1e-5), 1 - a.get("momentum", 0.9))
@@ -98,6 +100,8 @@ def clip(b: Builder, a: Attributes, x: fx.Node, low: Value = None, high: Value =
         if value is not None:
             limits[i] = b.constant(value, "limit").item()
     bottom, top = (-math.inf if limits[0] is None else limits[0]), (math.inf if limits[1] is None else limits[1])
+    if (bottom, top) == (-math.inf, math.inf):
+        return x
     if bottom == 0 and top >= 3e38:
         return b.layer(nn.ReLU(), x)
     if (bottom, top) == (0, 6):

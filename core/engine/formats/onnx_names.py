@@ -18,7 +18,7 @@ WEIGHTED = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu"),
     *("InstanceNormalization", "GroupNormalization", "LayerNormalization"),
 )
-PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
+PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 SCOPES = "pkg.torch.onnx.name_scopes"
 LONGEST = 200  # characters of a path
 
@@ -36,6 +36,8 @@ class Names:
     def of_layer(self, node: NodeProto) -> str:
         """The path of the layer that `node` becomes."""
         kind, path = node.op_type.lower(), written(node)
+        if path in self.taken:  # its weight is another layer's too
+            path = _from_node(node) or path
         if path and node.op_type not in WEIGHTED and (path in self.containers or path in self.planned):
             path = f"{path}.{kind}"  # a function called in that module, not a layer of its own
         if not path:
@@ -62,6 +64,11 @@ def written(node: NodeProto) -> str:
     weight = node.input[1] if len(node.input) > 1 else ""
     if node.op_type in WEIGHTED and weight.endswith(".weight") and PATH.fullmatch(weight) and len(weight) <= LONGEST:
         return weight.removesuffix(".weight")
+    return _from_node(node)
+
+
+def _from_node(node: NodeProto) -> str:
+    """The path that the node's own name or metadata gives."""
     if node.name.startswith("/"):
         path = _from_scopes(node.name.split("/")[1:-1])
     else:

@@ -6,6 +6,7 @@ free whatever the file says; other sizes are those of the input. Layers keep the
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Importe
     graph = model.graph
     source = _input_of(graph)
     filed = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in _dims(source)]
-    last = len(filed) == 4 and filed[3] in (1, 3) and filed[1] not in (None, 1, 3)
+    last = _is_channels_last(graph, source.name, filed)
     shape = _input_shape(source.name, [filed[i] for i in (3, 1, 2)] if last else filed[1:], input_shape)
     uses = Counter(name for node in graph.node for name in node.input) + Counter(v.name for v in graph.output)
     build = Builder(opset, filed[0] or 1, Names(graph.node), uses)
@@ -59,7 +60,8 @@ def read_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Importe
         except StudioError:
             raise
         except Exception as error:  # whatever an operator raises comes from what the file says
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
             raise ModelError(f"{node.op_type} (node {node.name!r}) does not fit its inputs: {reason}.") from error
     batch = build.filed_batch if filed[0] or build.frozen else None
     return Imported(*_finish(build, graph, values, shape), batch, last)
@@ -82,6 +84,13 @@ def _dims(source: ValueInfoProto) -> Any:
     return source.type.tensor_type.shape.dim
 
 
+def _is_channels_last(graph: GraphProto, name: str, filed: list[int | None]) -> bool:
+    """An image (n, height, width, channels) that no convolution reads as it is: TensorFlow's layout."""
+    if len(filed) != 4 or filed[3] not in (1, 3) or min(filed[1] or 0, filed[2] or 0) < 8:
+        return False
+    return not any(node.op_type == "Conv" and name in node.input for node in graph.node)
+
+
 def _input_shape(name: str, filed: list[int | None], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """The file's sizes; open ones from `wanted`, else the default of an image."""
     if wanted is None and len(filed) == len(DEFAULT_INPUT):
@@ -91,7 +100,9 @@ def _input_shape(name: str, filed: list[int | None], wanted: tuple[int, ...] | N
     )
     if wanted is DEFAULT_INPUT or (fits and wanted is not None):
         return tuple(f or w for f, w in zip(filed, wanted, strict=True))
-    if not fits or not filed or None in filed:
+    if not filed:
+        raise ModelError(f"The model's input {name!r} has no axes besides the batch; accepted are images.")
+    if not fits or None in filed:
         raise ModelError(
             f"The model's input {name!r} takes {_sizes(filed)} per image; received {_sizes(wanted or ())}."
         )
@@ -123,12 +134,16 @@ def _read(b: Builder, node: NodeProto, values: dict[str, Value]) -> None:
     made: Any
     if node.op_type == "Constant":
         made = constant_value(attributes)
-    elif (known := fold(b, attributes, inputs)) is not None:
-        made = known
-    elif node.op_type in OPERATORS:
-        made = OPERATORS[node.op_type](b, attributes, *inputs)
-    else:
+    elif node.op_type not in OPERATORS:
         raise UnsupportedOperator(node.op_type, node.name, ", ".join(sorted(OPERATORS)))
+    else:
+        function = OPERATORS[node.op_type]
+        try:
+            inspect.signature(function).bind(b, attributes, *inputs)
+        except TypeError as error:
+            raise ModelError(f"{node.op_type} (node {node.name!r}) cannot have {len(inputs)} inputs.") from error
+        known = fold(b, attributes, inputs)
+        made = function(b, attributes, *inputs) if known is None else known
     values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=False))
 
 

@@ -29,7 +29,7 @@ def resize(b: Builder, a: Attributes, x: fx.Node, *values: Value) -> fx.Node:
         factors.update(zip(axes, b.constant(scales, "scale").tolist(), strict=True))
     else:
         wanted = zip(axes, b.constant(sizes, "size").tolist(), strict=True)
-        factors.update({axis: size / b.shape(x)[axis] for axis, size in wanted})
+        factors.update({axis: size / b.shape(x)[axis] for axis, size in wanted if axis})  # any number of images
     default = "half_pixel" if b.opset >= 11 else "asymmetric"
     return _resized(b, a, x, factors, a.get("coordinate_transformation_mode", default))
 
@@ -51,18 +51,23 @@ def _resized(b: Builder, a: Attributes, x: fx.Node, factors: dict[int, float], w
         return _nearest(b, x, factors, sizes, where, how)
     if mode not in MODES or len(sizes) not in MODES[mode] or a.get("exclude_outside", 0):
         raise _refused(b, f"has mode {mode!r} over {len(sizes)} axes", "nearest, linear and cubic")
-    if where not in ("half_pixel", "pytorch_half_pixel", "align_corners") or (
-        mode == "cubic" and abs(a.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6
+    if a.get("antialias", 0):
+        raise _refused(b, "smooths before it samples (antialias)", "plain sampling")
+    if (
+        where not in ("half_pixel", "pytorch_half_pixel", "align_corners")
+        or (where[0] == "p" and 1 in sizes)
+        or (mode == "cubic" and abs(a.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6)
     ):
         raise _refused(b, f"places {mode} samples by {where!r}", "half_pixel and align_corners")
     whole = all(abs(size - shape[axis] * factors[axis]) < 1e-4 for axis, size in zip(space, sizes, strict=True))
+    if not whole and where == "align_corners":
+        raise _refused(b, "scales to a fraction of a pixel", "sizes that divide evenly")
     size = {"size": tuple(sizes)} if whole else {"scale_factor": tuple(factors[axis] for axis in space)}
     return b.call(
         F.interpolate,
         x,
         mode=MODES[mode][len(sizes)],
         align_corners=where == "align_corners",
-        antialias=bool(a.get("antialias", 0)),
         **size,
     )
 
@@ -114,6 +119,8 @@ def depth_to_space(b: Builder, a: Attributes, x: fx.Node) -> fx.Node:
 @operator("SpaceToDepth")
 def space_to_depth(b: Builder, a: Attributes, x: fx.Node) -> fx.Node:
     block = a["blocksize"]
+    if a.get("mode", "DCR") == "CRD":
+        return b.layer(nn.PixelUnshuffle(block), x)
     _, channels, height, width = b.shape(x)
     rows, columns = height // block, width // block
     split = b.call(torch.reshape, x, (b.batch(), channels, rows, block, columns, block))

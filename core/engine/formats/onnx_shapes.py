@@ -62,7 +62,7 @@ def reshaped(b: Builder, x: fx.Node, target: Sequence[int], open_axis: int | Non
         raise ModelError(f"Reshape (node {b.node.name!r}) cannot turn {old} into {new}: the sizes differ.")
     if axis is None:
         return b.call(torch.reshape, x, tuple(new))
-    home = _where_batch_goes(old, new, axis)
+    home = _where_batch_goes(b, old, new, axis)
     b.frozen = b.frozen or (home != open_axis and target[home] % BATCH != 0)
     if old == new and home == axis:
         return x
@@ -82,10 +82,15 @@ def _as_filed(b: Builder, shape: Sequence[int]) -> list[int]:
     return [s // BATCH * b.filed_batch if s and s % BATCH == 0 else s for s in shape]
 
 
-def _where_batch_goes(old: Sequence[int], new: Sequence[int], axis: int) -> int:
+def _where_batch_goes(b: Builder, old: Sequence[int], new: Sequence[int], axis: int) -> int:
     """The axis of `new` at which the batch, axis `axis` of `old`, begins in memory."""
     before = math.prod(old[:axis])
-    return next((i for i in range(len(new)) if math.prod(new[:i]) == before), 0)
+    fits = [i for i in range(len(new)) if math.prod(new[:i]) == before and new[i] % b.filed_batch == 0]
+    if not fits:
+        raise ModelError(
+            f"Reshape (node {b.node.name!r}) mixes the images of a batch; accepted is one answer per image."
+        )
+    return fits[0]
 
 
 def _merged_axes(old: list[int], new: list[int], axis: int) -> tuple[int, int] | None:
@@ -187,11 +192,18 @@ def slice_of(
 def gather(b: Builder, a: Attributes, x: fx.Node, index: Value) -> fx.Node:
     x, where = b.tensor(x), b.constant(index, "index")
     axis = a.get("axis", 0) % len(b.shape(x))
+    if x.target is torch.reshape and _takes_all(b, x.args[0], where):
+        return x.args[0]  # type: ignore[return-value]
     if where.ndim == 0:
         return b.method("select", x, axis, int(where))
     flat = np.where(where < 0, where + b.shape(x)[axis], where).astype(np.int64).reshape(-1)
     taken = b.call(torch.index_select, x, axis, b.tensor(flat))
     return taken if where.ndim == 1 else b.method("unflatten", taken, axis, where.shape)
+
+
+def _takes_all(b: Builder, source: Any, index: Array) -> bool:
+    """Whether `index` into the flattened `source` only restores its shape: how dynamo writes a change of layout."""
+    return b.shape(source) == index.shape and np.array_equal(index.reshape(-1), np.arange(index.size))
 
 
 @operator("Expand", folds=1)

@@ -7,7 +7,7 @@ becomes an operator of its own in front of the layer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,27 +88,49 @@ def conv(b: Builder, a: Attributes, x: fx.Node, weight: Value, bias: Value = Non
     return b.layer(filled(layer, weight=w, bias=None if bias is None else b.constant(bias, "bias")), x)
 
 
+def _transposed_window(
+    b: Builder, a: Attributes, x: fx.Node, kernel: tuple[int, ...], extra: tuple[int, ...]
+) -> Window:
+    """The window of a transposed convolution, whose pads may follow from the size of its output."""
+    auto = a.get("auto_pad", "NOTSET")
+    size = window(b, {**a, "auto_pad": "NOTSET"}, x, kernel)
+    space = b.shape(x)[2:]
+    if "output_shape" in a:
+        wanted = a["output_shape"][-len(kernel) :]
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [n * s for n, s in zip(space, size.stride, strict=True)]
+    else:
+        return size
+    full = [
+        (n - 1) * s + (k - 1) * d + 1 + e
+        for n, s, k, d, e in zip(space, size.stride, kernel, size.dilation, extra, strict=True)
+    ]
+    total = [have - want for have, want in zip(full, wanted, strict=True)]
+    less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
+    return replace(size, before=before, after=after)
+
+
 @operator("ConvTranspose")
 def conv_transpose(b: Builder, a: Attributes, x: fx.Node, weight: Value, bias: Value = None) -> fx.Node:
     w = b.constant(weight, "weight")
     groups, extra = a.get("group", 1), tuple(a.get("output_padding", [0] * (w.ndim - 2)))
-    if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or "output_shape" in a:
-        raise ModelError(f"ConvTranspose (node {b.node.name!r}) has automatic padding; accepted are explicit pads.")
-    size = window(b, a, x, w.shape[2:])
+    size = _transposed_window(b, a, x, w.shape[2:], extra)
+    plain = size.even and min(size.before) >= 0
     layer = bare(
         TRANSPOSED[w.ndim - 2],
         w.shape[0],
         w.shape[1] * groups,
         size.kernel,
         size.stride,
-        size.before if size.even else 0,
+        size.before if plain else 0,
         extra,
         groups,
         bias is not None,
         size.dilation,
     )
     y = b.layer(filled(layer, weight=w, bias=None if bias is None else b.constant(bias, "bias")), x)
-    return y if size.even else b.call(F.pad, y, [-side for side in size.sides])
+    return y if plain else b.call(F.pad, y, [-side for side in size.sides])
 
 
 @operator("MaxPool")
