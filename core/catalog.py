@@ -48,6 +48,9 @@ class PruneChannels:
     multiple: int = option(
         8, "Widths are rounded to this multiple, since runtimes compute in blocks.", choices=(1, 2, 4, 8, 16)
     )
+    repair: bool = option(
+        True, "Solve the layers that remain again, in closed form, so that they make up for what was removed."
+    )
     reestimate: bool = option(
         True, "Measure BatchNorm statistics again on the calibration images; kept only if agreement rises."
     )

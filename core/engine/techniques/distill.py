@@ -27,9 +27,9 @@ from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnor
 from core.engine.context import Context, Outcome
 from core.engine.data import Images, to_tensor
 from core.engine.train import Epoch, Loss, Plan, accuracy, cross_entropy, fit
+from core.engine.zeros import surviving
 from core.errors import DataError, RecipeError
 
-SPARSE = 0.05  # share of exact zeros above which a layer counts as pruned
 SAMPLE = 512  # images for BatchNorm statistics and for the loss before the first epoch
 BATCH = 256
 
@@ -70,11 +70,8 @@ def make_loss(teacher: nn.Module, options: Distill, alpha: float) -> Loss:
 
 def keep_zeros(module: nn.Module) -> Callable[[nn.Module], None]:
     """A function that puts back the zeros that `module` has now, in layers where more than 5 % of weights are zero."""
-    kept = {
-        name: weight != 0
-        for name, weight in module.named_parameters()
-        if weight.ndim > 1 and float((weight == 0).double().mean()) > SPARSE
-    }
+    masks = {name: surviving(weight) for name, weight in module.named_parameters() if weight.ndim > 1}
+    kept = {name: mask for name, mask in masks.items() if mask is not None}
 
     @torch.no_grad()
     def put_back(changed: nn.Module) -> None:

@@ -22,6 +22,7 @@ from core.candidate import Skip
 from core.catalog import Factorize
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
+from core.layers import dial_for
 from core.ranks import Shape, linear_rank, refusal, spatial_rank, tucker_ranks
 
 IMAGES, BATCH = 128, 32  # calibration images looked at, and how many at once
@@ -199,7 +200,7 @@ def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], con
     """Replace layers of `model` in place. Returns as skipped what would not become smaller, with the reason."""
     model.eval()
     parts = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
-    ranks = {name: rank for name in parts if (rank := layers.get(name, options.rank)) < 1}
+    ranks = {name: rank for name in parts if (rank := dial_for(layers, name, options.rank)) < 1}
     shapes: dict[str, Shape] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:

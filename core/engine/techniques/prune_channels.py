@@ -24,6 +24,7 @@ from core.catalog import PruneChannels
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
 from core.engine.graph import Structure, trace
+from core.engine.reconstruct import repair
 from core.engine.reestimate import reestimate
 from core.engine.surgery import copy_model, remove_channels
 from core.errors import RecipeError
@@ -47,7 +48,8 @@ def apply(model: nn.Module, options: PruneChannels, layers: Mapping[str, float],
     Raises RecipeError for bn_scale on a network without BatchNorm.
     """
     context.report(0.0, "Finding which channels belong together")
-    reference = context.teacher or copy_model(model)
+    before = copy_model(model)
+    reference = context.teacher or before
     structure = trace(model, torch.zeros(1, *context.card.input_shape))
     ratios = {group.name: dial_for(layers, group.name, options.ratio) for group in structure.groups}
     skipped = [Skip(KEY, g.name, g.blocked) for g in structure.groups if g.blocked and g.layers and ratios[g.name] > 0]
@@ -57,11 +59,19 @@ def apply(model: nn.Module, options: PruneChannels, layers: Mapping[str, float],
     skipped += [Skip(KEY, g.name, f"No BatchNorm scales {g.name}.") for g in wanted if g.name not in scores]
     together = [n for n in scores if options.scope == "global" and not _has_own(layers, n)]
     ratios |= rank_together({name: scores[name] for name in together}, options.ratio)
-    for done, (name, importance) in enumerate(scores.items()):
-        context.report(0.3 + 0.5 * done / len(scores), f"Pruning {name}")
-        keep = kept_channels(len(importance), ratios[name], options.multiple)
-        lowest = np.argsort(importance, kind="stable")[: len(importance) - keep]
-        remove_channels(structure.dependency, model.get_submodule(name), lowest.tolist())
+    kept = {name: _highest(values, ratios[name], options.multiple) for name, values in scores.items()}
+    for done, (name, channels) in enumerate(kept.items()):
+        context.report(0.3 + 0.2 * done / len(scores), f"Pruning {name}")
+        lost = set(range(len(scores[name]))).difference(channels)
+        remove_channels(structure.dependency, model.get_submodule(name), lost)
+    if options.repair and kept:
+        of_layer = {layer: kept[g.name] for g in structure.groups if g.name in kept for layer in g.layers}
+
+        def report(done: float, message: str) -> None:
+            context.report(0.5 + 0.3 * done, message)
+
+        reason = repair(model, before, context.calibration, context.card, of_layer, report)
+        skipped += [Skip(KEY, "repair", reason)] if reason else []
     if options.reestimate and scores:
         context.report(0.8, "Measuring BatchNorm again")
         reason = reestimate(model, reference, context)
@@ -99,6 +109,12 @@ def rank_together(scores: Scores, ratio: float) -> dict[str, float]:
     order = np.argsort(np.concatenate(list(scores.values())), kind="stable")
     counts = np.bincount(owner[order[: round(ratio * len(owner))]], minlength=len(scores))
     return {name: count / len(values) for (name, values), count in zip(scores.items(), counts.tolist(), strict=True)}
+
+
+def _highest(importance: NDArray[np.float64], ratio: float, multiple: int) -> list[int]:
+    """The channels that stay, in their order."""
+    keep = kept_channels(len(importance), ratio, multiple)
+    return sorted(np.argsort(importance, kind="stable")[len(importance) - keep :].tolist())
 
 
 def _has_own(layers: Mapping[str, float], name: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from core.candidate import Skip
 from core.catalog import PruneWeights
 from core.engine.context import Context, Outcome
+from core.layers import dial_for
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 Scores = NDArray[np.float64]
@@ -72,14 +73,15 @@ def apply(model: nn.Module, options: PruneWeights, layers: Mapping[str, float], 
     fixes the share, so there the dial only says whether a layer takes part (0: it does not).
     """
     parts = {name: part for name, part in model.named_modules() if isinstance(part, KINDS)}
-    wanted = {name: layers.get(name, options.sparsity) for name in parts}
+    own = {name: dial_for(layers, name, None) for name in parts}
+    wanted = {name: options.sparsity if value is None else value for name, value in own.items()}
     taking = {name: parts[name] for name, sparsity in wanted.items() if sparsity > 0}
     scores = {name: CRITERIA[options.criterion](part.weight) for name, part in taking.items()}
     skipped: list[Skip] = []
     if options.pattern != "any":
         zeros, skipped = _by_pattern(taking, scores, options.pattern)
     else:
-        together = [name for name in taking if options.scope == "global" and name not in layers]
+        together = [name for name in taking if options.scope == "global" and own[name] is None]
         zeros = {name: lowest(scores[name], wanted[name]) for name in taking if name not in together}
         zeros |= _together({name: scores[name] for name in together}, options.sparsity)
     with torch.no_grad():
