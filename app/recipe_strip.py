@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from core.predict import costs
 from core.recipe import Recipe
 
 FILE = "recipe.yaml"
+SHOWN_FOR = 600.0  # seconds a run that ended stays on the page
 
 
 def run_button(now: State) -> None:
@@ -174,25 +176,29 @@ def chart(now: State, profile: Profile) -> None:
 
 
 def followed(now: State) -> Job | None:
-    """The run of this model to show: a live one, or the last one that this tab saw end."""
+    """The run of this model to show: a live one, the first in line before others, or one that ended just now."""
     runs = [job for job in jobs().list() if job.kind == "run" and job.params.get("model") == now.model]
-    return next((job for job in reversed(runs) if job.live), None) or next(iter(runs), None)
+    live = [job for job in runs if job.live]
+    recent = [job for job in runs if job.ended and time.time() - job.ended < SHOWN_FOR]
+    return next(iter(live[::-1] or recent), None)
 
 
 def progress(now: State, job: Job) -> None:
     """One line for a run: how far it is, or how it ended."""
+    title = tables.plain(job.title)
     with st.container(horizontal=True, vertical_alignment="center"):
         if job.live:
             left = "" if job.seconds_left is None else f" · {tables.duration(job.seconds_left)} left"
-            st.progress(job.fraction, f"{job.title} · {job.message}{left}")
+            st.progress(job.fraction, f"{title} · {tables.plain(job.message)}{left}")
             st.button("Cancel", icon=":material/stop:", key="cancel", on_click=jobs().cancel, args=(job.id,))
         elif job.status == "done":
-            st.markdown(f":green-badge[:material/check: Done] {job.title}", width="stretch")
+            st.markdown(f":green-badge[:material/check: Done] {title}", width="stretch")
             if st.button("Compare", icon=":material/compare:", key="compare"):
                 now.picked = str((job.result or {})["candidate"])
                 st.switch_page("../pages/compare.py")
         else:
             st.markdown(
-                f":red-badge[{job.status.capitalize()}] {job.title}: {job.error or job.message}", width="stretch"
+                f":red-badge[{job.status.capitalize()}] {title}: {tables.plain(job.error or job.message)}",
+                width="stretch",
             )
         st.page_link("../pages/runs.py", label="All runs", icon=":material/progress_activity:")

@@ -24,7 +24,9 @@ HTML = """
       <table role="table">
         <thead role="rowgroup"><tr role="row">
           <th scope="col" role="columnheader" class="name">Layer</th>
-          <th scope="col" role="columnheader" class="share"><span class="key params"></span>Params <span class="key macs"></span>MACs</th>
+          <th scope="col" role="columnheader" class="share">
+            <span class="key params"></span>Params <span class="key macs"></span>MACs
+          </th>
           <th scope="col" role="columnheader" class="dial for-dial">Setting</th>
           <th scope="col" role="columnheader" class="number for-dial" aria-label="Value"></th>
           <th scope="col" role="columnheader" class="width">Result</th>
