@@ -2,7 +2,8 @@
 
 Each setting gets its own pair of sessions, a warm-up, and pairs of runs (original, candidate) whose order alternates.
 The speed-up is the median of the ratios pair by pair, with their 10th and 90th percentile: its spread is part of the
-result.
+result. A run shorter than a slice of the scheduler counts as the fastest of three in a row, since a single one that is
+interrupted would be timed with whatever interrupted it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ WARM_UP = 5  # runs of each file that do not count
 FEWEST = 30  # pairs, however slow
 MOST = 400
 SECONDS = 1.0  # spent on a setting once it has its fewest pairs
+SHORT = 0.005  # seconds
 
 
 def compare(
@@ -32,7 +34,6 @@ def compare(
     *,
     batches: Sequence[int] = (1, 32),
     threads: Sequence[int] = (),
-    seconds: float = SECONDS,
     report: Report = silent,
 ) -> tuple[Latency, ...]:
     """One row per batch size and number of threads (default: 1 and all). Raises ModelError when a file cannot be run.
@@ -44,7 +45,7 @@ def compare(
     for number, (batch, count) in enumerate(settings):
         report(number / len(settings), f"Timing at batch {batch} on {count} thread{'s' if count > 1 else ''}")
         x = np.random.default_rng(0).standard_normal((batch, *card.input_shape)).astype(np.float32)
-        rows.append(_row(_runner(original, count, x), _runner(candidate, count, x), batch, count, seconds))
+        rows.append(_row(_runner(original, count, x), _runner(candidate, count, x), batch, count))
     report(1.0, "Timing done")
     return tuple(rows)
 
@@ -54,19 +55,16 @@ def _runner(file: Path, threads: int, x: NDArray[np.float32]) -> Callable[[], ob
     return lambda: runtime.run(session, x)
 
 
-def _row(
-    first: Callable[[], object], second: Callable[[], object], batch: int, threads: int, seconds: float
-) -> Latency:
+def _row(first: Callable[[], object], second: Callable[[], object], batch: int, threads: int) -> Latency:
     """Time `first` (original) and `second` (candidate) in pairs."""
-    for _ in range(WARM_UP):
-        first(), second()
+    repeats = 3 if min(_seconds(work, WARM_UP) for work in (first, second)) < SHORT else 1
     pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + SECONDS
     while len(pairs) < FEWEST or (time.perf_counter() < end and len(pairs) < MOST):
         if len(pairs) % 2:
-            candidate_s, original_s = _seconds(second), _seconds(first)
+            candidate_s, original_s = _seconds(second, repeats), _seconds(first, repeats)
         else:
-            original_s, candidate_s = _seconds(first), _seconds(second)
+            original_s, candidate_s = _seconds(first, repeats), _seconds(second, repeats)
         pairs.append((original_s, candidate_s))
     original, candidate = np.array(pairs).T  # (2, pairs) seconds
     low, middle, high = np.percentile(original / candidate, (10, 50, 90))
@@ -82,7 +80,11 @@ def _row(
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    """The fastest of `repeats` runs in a row."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -34,6 +34,7 @@ from core.errors import ModelError
 
 LARGEST_DIFFERENCE = 1e-3  # between torch and the file, as a share of the largest logit
 PRODUCER = "cnn-studio"
+CLASSES = "pkg.torch.onnx.class_hierarchy"
 
 
 def export(
@@ -127,9 +128,11 @@ def name_nodes(proto: ModelProto) -> None:
 
 
 def _place(node: NodeProto) -> str:
-    """'layer1.0.relu': the module that computes it and the operator."""
+    """'layer1.0.relu': the module that computes it and the operator; a layer of torch alone has the layer's path."""
     module, kind = onnx_names.written(node), node.op_type.lower()
-    if module.rsplit(".", 1)[-1].rstrip("_0123456789") == kind:
+    classes = next((entry.value for entry in node.metadata_props if entry.key == CLASSES), "")
+    own = re.findall(r"'([^']*)'", classes)[-2:-1]
+    if module and own and own[0].startswith("torch.nn.modules.") and ".container." not in own[0]:
         return module
     return f"{module}.{kind}" if module else kind
 
