@@ -182,6 +182,23 @@ def test_normalization_is_found(name: str) -> None:
     assert found == card.with_(mean=mean, std=std)
 
 
+def test_close_normalizations_are_decided_on_more_images() -> None:
+    """ImageNet's numbers answer 38 of 40 pictures right and come first, CIFAR-10's answer all."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3)).astype(np.uint8)
+    card = ModelCard("n", "n", (3, 2, 2), tuple(map(str, range(40))))
+    better, worse = (
+        Exact(card.with_(mean=mean, std=std), x) for mean, std in map(NORMALIZATIONS.get, ("CIFAR-10", "ImageNet"))
+    )
+    worse.known[1:3] = 99
+
+    class Either(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return better(x) + worse(x)
+
+    found = models.guess_normalization(models.Model(Either(), card), Images(x, np.arange(40)))
+    assert (found.mean, found.std) == NORMALIZATIONS["CIFAR-10"]
+
+
 def test_normalization_stays_without_labels_or_when_equal() -> None:
     card = ModelCard("n", "n", (3, 2, 2), ("a", "b"), mean=(0.3,), std=(0.7,))
     blind = models.Model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), card)

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]]]] = {
         {"flat": np.array([-1]), "zero": np.array(0), "one": np.array(1)},
     ),
     "padding on one side": ([node("Conv", "x w", pads=[0, 1, 2, 0])], {"w": draw(4, 3, 3, 3)}),
-    "same padding": ([node("Conv", "x w", auto_pad="SAME_LOWER", strides=[2, 2])], {"w": draw(4, 3, 4, 4)}),
+    "same padding": ([node("Conv", "x w", auto_pad="SAME_LOWER", strides=[2, 2])], {"w": draw(4, 3, 3, 3)}),
     "pool with uneven padding": ([node("AveragePool", "x", kernel_shape=[3, 3], pads=[0, 0, 2, 1])], {}),
     "bias beside its layer": (
         [node("Conv", "x w", "c"), node("Add", "c b")],

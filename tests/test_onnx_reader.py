@@ -51,16 +51,8 @@ def shuffle() -> nn.Module:
     return module
 
 
-def residual() -> nn.Module:
-    """A torchvision ResNet of four blocks, 8 to 64 channels wide."""
-    net = torchvision.models.ResNet(
-        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7, width_per_group=64
-    )
-    return net.eval()
-
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "resnet": residual,
+    "resnet10": lambda: torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1] * 4, num_classes=7).eval(),
     "squeezenet1_1": lambda: torchvision.models.squeezenet1_1(num_classes=7).eval(),
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=7).eval(),
     "shufflenet_v2_x0_5": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=7).eval(),
@@ -123,6 +115,7 @@ def test_flattened_map_can_lose_channels(tmp_path: Path) -> None:
     ]
     weights = {"c.weight": draw(8, 3, 3, 3), "shape": np.array([1, 128]), "fc.weight": draw(128, 5)}
     module = read_onnx(write(tmp_path / "m.onnx", nodes, weights, (1, 3, 4, 4)))
+    assert torch.flatten in [n.target for n in module.graph.nodes]
     graph = tp.DependencyGraph().build_dependency(module, (torch.randn(1, 3, 4, 4),))
     graph.get_pruning_group(module.c, tp.prune_conv_out_channels, idxs=[7]).prune()
     assert module.fc.in_features == 112
@@ -133,6 +126,14 @@ def test_flattened_map_can_lose_channels(tmp_path: Path) -> None:
     zeroed = read_onnx(write(tmp_path / "z.onnx", nodes, weights, (1, 3, 4, 4)))
     with torch.no_grad():
         np.testing.assert_allclose(kept, np.abs(zeroed(torch.ones(2, 3, 4, 4)).numpy()), rtol=1e-5)
+
+
+def test_halves_stay_halves_when_channels_go(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x c.weight", "c"), node("Split", "c sizes", "a b", axis=1)]
+    weights = {"c.weight": draw(8, 3, 1, 1), "sizes": np.array([4, 4])}
+    module = read_onnx(write(tmp_path / "m.onnx", nodes, weights, outputs=["a", "b"]))
+    module.c = nn.Conv2d(3, 6, 1)
+    assert [tuple(part.shape) for part in module(torch.ones(2, 3, 8, 8))] == [(2, 3, 8, 8), (2, 3, 8, 8)]
 
 
 def test_shared_weights_stay_one_layer(tmp_path: Path) -> None:
