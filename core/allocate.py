@@ -1,0 +1,245 @@
+"""Budgets → one option per item, at the smallest summed loss: the multiple-choice knapsack problem.
+
+One budget: dynamic programming over non-dominated (cost, loss) states (Nemhauser & Ullmann 1969), thinned by a
+Lagrangian lower bound on what is left: exact, costs need no grid. Several budgets: an integer programme by SciPy's
+HiGHS, to one part in a thousand. The whole front: dynamic programming on a grid of costs, every budget in one pass;
+costs are rounded up, so each point keeps within its budget and is at most one grid step per item from the best.
+
+Losses add up only near the original: at extreme budgets measure uniform and weight-error plans beside the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import StudioError
+
+Array = NDArray[np.float64]
+GRID = 2048  # cells of the front's cost axis
+GAP = 1e-3  # several budgets: at most this share above the least loss; tables are not known better than that
+
+
+@dataclass(frozen=True)
+class Item:
+    """One layer or group and its options. Row j is option j: its level, its loss, its costs in the order of `kinds`."""
+
+    name: str
+    technique: str
+    levels: tuple[float, ...]
+    losses: tuple[float, ...]
+    costs: tuple[tuple[float, ...], ...]
+
+    def only(self, level: float) -> Item:
+        """Locked at one level. Raises StudioError when it is not among the options."""
+        if level not in self.levels:
+            accepted = ", ".join(f"{x:g}" for x in self.levels)
+            raise StudioError(f"{self.name} cannot be locked at {level:g}; accepted are {accepted}.")
+        j = self.levels.index(level)
+        return replace(self, levels=(level,), losses=(self.losses[j],), costs=(self.costs[j],))
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One option per item, with the summed loss and costs."""
+
+    levels: Mapping[tuple[str, str], float]  # (layer or group, technique) → level
+    loss: float
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A change of one item that buys accuracy at the best price: 'keep layer3.1.conv2 in float'."""
+
+    name: str
+    technique: str
+    level: float  # the new one
+    before: float
+    loss: float  # change of the summed loss, negative
+    costs: tuple[float, ...]  # change of each cost
+
+
+def lock(items: Sequence[Item], levels: Mapping[tuple[str, str], float]) -> list[Item]:
+    """The items, those named in `levels` held at theirs."""
+    return [x.only(levels[x.name, x.technique]) if (x.name, x.technique) in levels else x for x in items]
+
+
+def allocate(items: Sequence[Item], budgets: Sequence[float | None]) -> Allocation:
+    """The smallest summed loss within every budget (None: no limit). Raises StudioError when nothing fits."""
+    ceiling = np.array([np.inf if b is None else b for b in budgets], np.float64)
+    bound = np.isfinite(ceiling)
+    if not bound.any():
+        return _gather(items, [int(np.argmin(x.losses)) for x in items])
+    least = np.array([[min(row[k] for row in x.costs) for k in np.flatnonzero(bound)] for x in items]).sum(0)
+    if np.any(least > ceiling[bound]):
+        k = int(np.argmax(least / ceiling[bound]))
+        raise StudioError(f"The budget {ceiling[bound][k]:g} is out of reach: the smallest plan needs {least[k]:g}.")
+    if bound.sum() == 1:
+        column = int(np.flatnonzero(bound)[0])
+        return _gather(items, _solve_one(items, column, float(ceiling[column])))
+    alone = [_gather(items, _solve_one(items, int(k), float(ceiling[k]))).loss for k in np.flatnonzero(bound)]
+    return _gather(items, _solve_several(items, ceiling, max(alone)))
+
+
+def _gather(items: Sequence[Item], choice: Sequence[int]) -> Allocation:
+    levels = {(x.name, x.technique): x.levels[j] for x, j in zip(items, choice, strict=True)}
+    loss = sum(x.losses[j] for x, j in zip(items, choice, strict=True))
+    costs = np.array([x.costs[j] for x, j in zip(items, choice, strict=True)]).sum(0)
+    return Allocation(levels, float(loss), tuple(map(float, costs)))
+
+
+def _column(items: Sequence[Item], k: int) -> tuple[list[Array], list[Array]]:
+    """(losses, costs of kind k), one array per item."""
+    return [np.array(x.losses) for x in items], [np.array([row[k] for row in x.costs]) for x in items]
+
+
+def _solve_one(items: Sequence[Item], k: int, budget: float) -> list[int]:
+    losses, costs = _column(items, k)
+    prices, tails = _tails(losses, costs, budget)
+    best, best_loss = _by_price(losses, costs, prices, budget)
+    room = budget * (1 + 1e-12)
+    least = np.append(np.cumsum([c.min() for c in costs][::-1])[::-1], 0.0)
+    cost, loss = np.zeros(1), np.zeros(1)
+    steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []  # of each state: the state before, the option taken
+    for i in range(len(items)):
+        new_cost = (cost[:, None] + costs[i]).ravel()
+        new_loss = (loss[:, None] + losses[i]).ravel()
+        bound = new_loss + (tails[i + 1] - prices * (budget - new_cost)[:, None]).max(1)
+        alive = np.flatnonzero((new_cost + least[i + 1] <= room) & (bound < best_loss))
+        order = alive[np.lexsort((new_loss[alive], new_cost[alive]))]
+        falling = np.minimum.accumulate(np.append(np.inf, new_loss[order]))[:-1] > new_loss[order]
+        order = order[falling]
+        if not len(order):
+            return best  # nothing beats the priced plan
+        cost, loss = new_cost[order], new_loss[order]
+        steps.append((order // len(costs[i]), order % len(costs[i])))
+    return _walk_back(steps, int(loss.argmin()))
+
+
+def _walk_back(steps: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]], state: int) -> list[int]:
+    choice = []
+    for before, option in reversed(steps):
+        choice.append(int(option[state]))
+        state = int(before[state])
+    return choice[::-1]
+
+
+def _tails(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> tuple[Array, Array]:
+    """Prices (p,) near the best one, and (items + 1, p): the least priced loss of the items from i on."""
+    low, high = 0.0, 1.0
+    while _priced_cost(losses, costs, high) > budget and high < 1e30:
+        high *= 4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _priced_cost(losses, costs, middle) > budget else (low, middle)
+    prices = high * np.array([0.0, 0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0, 4.0])
+    least = [(a[:, None] + b[:, None] * prices).min(0) for a, b in zip(losses, costs, strict=True)]
+    return prices, np.vstack([np.cumsum(least[::-1], axis=0)[::-1], np.zeros(len(prices))])
+
+
+def _priced_cost(losses: Sequence[Array], costs: Sequence[Array], price: float) -> float:
+    return float(sum(b[np.lexsort((b, a + price * b))[0]] for a, b in zip(losses, costs, strict=True)))
+
+
+def _by_price(losses: Sequence[Array], costs: Sequence[Array], prices: Array, budget: float) -> tuple[list[int], float]:
+    """A good plan to beat: the best priced one within the budget, then single swaps while there is room."""
+    found: tuple[list[int], float] | None = None
+    for price in prices:
+        choice = [int(np.lexsort((b, a + price * b))[0]) for a, b in zip(losses, costs, strict=True)]
+        room = budget - sum(float(b[j]) for b, j in zip(costs, choice, strict=True))
+        if room < 0:
+            continue
+        while True:
+            gains = [
+                (float(losses[i][j] - losses[i][n]), i, n)
+                for i, j in enumerate(choice)
+                for n in np.flatnonzero((costs[i] - costs[i][j] <= room) & (losses[i] < losses[i][j]))
+            ]
+            if not gains:
+                break
+            _, i, n = max(gains)
+            room -= float(costs[i][n] - costs[i][choice[i]])
+            choice[i] = int(n)
+        loss = sum(float(a[j]) for a, j in zip(losses, choice, strict=True))
+        if found is None or loss < found[1]:
+            found = choice, loss
+    return found or ([int(b.argmin()) for b in costs], np.inf)
+
+
+def _solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[int]:
+    """`scale` is a loss that cannot be beaten: HiGHS's absolute tolerances become relative to it."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    finite = np.isfinite(ceiling)
+    room = ceiling - np.array([np.min(x.costs, axis=0) for x in items]).sum(0)  # above the smallest plan
+    fits = [np.all(np.array(x.costs) - np.min(x.costs, axis=0) <= room + 1e-9 * (1 + np.abs(ceiling)), axis=1) for x in items]
+    counts = [len(x.levels) for x in items]
+    owner = np.repeat(np.arange(len(items)), counts)
+    one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
+    costs = np.concatenate([np.array(x.costs) for x in items])[:, finite]
+    unit = np.where(costs.max(0) > 0, costs.max(0), 1.0)
+    losses = np.concatenate([np.array(x.losses) for x in items])
+    result = milp(
+        losses / (scale or max(float(losses.max()), 1e-30)),
+        integrality=np.ones(len(owner)),
+        bounds=Bounds(0, np.concatenate(fits).astype(float)),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(costs.T / unit[:, None], -np.inf, ceiling[finite] / unit),
+        ],
+        options={"mip_rel_gap": GAP},
+    )
+    if result.x is None:
+        raise StudioError("No plan keeps within all budgets together; raise one of them.")
+    starts = np.cumsum([0, *counts])
+    return [int(result.x[a:b].argmax()) for a, b in pairwise(starts)]
+
+
+def front(items: Sequence[Item], kind: int = 0, cells: int = GRID, count: int = 256) -> list[Allocation]:
+    """Trades of loss against cost `kind`, cheapest first, none dominated by another; at most `count`, evenly taken."""
+    losses, costs = _column(items, kind)
+    floors = [b.min() for b in costs]
+    step = max(sum(float((b - f).max()) for b, f in zip(costs, floors, strict=True)) / cells, 1e-30)
+    best = np.zeros(1)  # cell → least loss of the items so far that needs exactly this many grid steps
+    taken: list[NDArray[np.intp]] = []
+    steps = [np.ceil((b - f) / step - 1e-9).astype(np.intp) for b, f in zip(costs, floors, strict=True)]
+    for loss, extra in zip(losses, steps, strict=True):
+        grown = np.full((len(loss), len(best) + int(extra.max())), np.inf)
+        for j, shift in enumerate(extra):
+            grown[j, shift : shift + len(best)] = best + loss[j]
+        taken.append(grown.argmin(0))
+        best = grown.min(0)
+    at = np.flatnonzero(best < np.append(np.inf, np.minimum.accumulate(best)[:-1]))
+    choices = np.zeros((len(at), len(items)), np.intp)
+    loss, cost = best[at], np.zeros(len(at))
+    for i in reversed(range(len(items))):
+        choices[:, i] = taken[i][at]
+        cost += costs[i][choices[:, i]]
+        at = at - steps[i][choices[:, i]]
+    order = np.lexsort((loss, cost))
+    falling = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1]) > loss[order]
+    order = order[falling]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    return [_gather(items, choices[row]) for row in chosen]
+
+
+def cards(items: Sequence[Item], allocation: Allocation, kind: int = 0, count: int = 3) -> list[Card]:
+    """The single changes that lower the loss most for each unit of cost `kind`; free ones first."""
+    found = []
+    for x in items:
+        j = x.levels.index(allocation.levels[x.name, x.technique])
+        for n in range(len(x.levels)):
+            loss = x.losses[n] - x.losses[j]
+            change = tuple(a - b for a, b in zip(x.costs[n], x.costs[j], strict=True))
+            if loss < 0:
+                found.append(Card(x.name, x.technique, x.levels[n], x.levels[j], loss, change))
+    best: dict[str, Card] = {}
+    for card in sorted(found, key=lambda c: -c.loss / c.costs[kind] if c.costs[kind] > 0 else np.inf, reverse=True):
+        best.setdefault(card.name, card)
+    return list(best.values())[:count]

@@ -1,0 +1,229 @@
+"""Recipe → accuracy with an interval, before anything is run. NumPy only.
+
+The KL divergences of a recipe's settings, each measured alone, are summed; a non-decreasing map from the logarithm of
+the sum to the accuracy lost, fitted to whole-network measurements, turns nats into points. The interval is conformal
+(Vovk et al. 2005): a quantile of the leave-one-out errors, taken separately near the original and far from it
+(Mondrian). Everything the user runs joins the measurements. Beyond the largest of them it says so.
+
+    models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.candidate import Candidate, Scores
+from core.layers import Profile
+from core.plan import plan_of
+from core.recipe import Recipe
+from core.sensitivity_table import (
+    SMALLEST_KL,
+    Key,
+    Plan,
+    SensitivityTable,
+    pool_violators,
+    read_lines,
+    read_table,
+)
+from core.workspace import Workspace
+
+Array = NDArray[np.float64]
+NEAR = 0.10  # a predicted loss below this share is near the original
+COVERAGE = 0.8  # of the interval
+SMOOTHING = 0.35  # half-width of the averaging window, in log KL
+FEWEST = 6  # measurements below which no number is shown
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured plan."""
+
+    kl: float  # nats, summed from the table
+    drop: float  # accuracy (or agreement) lost against the original on the same images
+    source: str  # "calibration", or the candidate's id
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted accuracy (or agreement without labels), a share; None where nothing honest can be said."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    kl: float
+    extrapolating: bool  # beyond the largest measured KL
+    reason: str = ""  # why there is no value, or what it leaves out
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement beside what the others predict for it."""
+
+    point: Point
+    predicted: float  # loss
+    half_width: float
+
+
+@dataclass(frozen=True)
+class Track:
+    """How right the forecast has been: each measurement predicted from all others."""
+
+    error: float  # mean absolute
+    rank_correlation: float
+    coverage: float  # share within the interval
+    count: int
+
+
+def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
+    """(log KL, loss) on a grid: isotonic, at least 0, averaged over ±SMOOTHING, going to 0 with KL."""
+    order = np.argsort(kl, kind="stable")
+    x = np.log(np.maximum(kl[order], SMALLEST_KL))
+    y = np.maximum(pool_violators(drop[order]), 0.0)
+    grid = np.linspace(x[0] - 2.0, x[-1], 192)
+    around = grid[:, None] + np.linspace(-SMOOTHING, SMOOTHING, 15)
+    steps = np.where(around < x[0], y[0] * np.exp(around - x[0]), np.interp(around, x, y))
+    return grid, steps.mean(1)
+
+
+def read_map(grid: Array, values: Array, kl: float) -> float:
+    """The loss at a KL; below the grid in proportion to it, beyond it the last value."""
+    x = log(max(kl, SMALLEST_KL))
+    return float(values[0] * exp(x - grid[0])) if x < grid[0] else float(np.interp(x, grid, values))
+
+
+def half_width(errors: Array) -> float:
+    """The conformal quantile of absolute errors; the largest where there are too few for the coverage."""
+    ranked = np.sort(errors)
+    return float(ranked[min(len(ranked), ceil((len(ranked) + 1) * COVERAGE)) - 1])
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`baseline` is the original's own verified accuracy, or 1 where `measure` is agreement."""
+
+    profile: Profile
+    table: SensitivityTable
+    points: tuple[Point, ...]
+    baseline: float
+    measure: str = "accuracy"
+
+    def predict(self, recipe: Recipe) -> Prediction:
+        """Under 5 ms for 60 layers."""
+        plan, reasons = plan_of(self.profile, recipe)
+        return self.predict_plan(plan, "; ".join(reasons))
+
+    def predict_plan(self, plan: Plan, reason: str = "") -> Prediction:
+        kl, missing = sum_kl(self.table, plan)
+        if missing:
+            return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
+        if kl == 0:
+            return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
+        if len(self.points) < FEWEST:
+            few = f"rank only: {len(self.points)} of at least {FEWEST} whole-network measurements are done"
+            return Prediction(None, None, None, kl, False, few)
+        drop = read_map(*self._map, kl)
+        wide = self._widths[drop >= NEAR]
+        low, high = (min(1.0, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
+        return Prediction(self.baseline - drop, low, high, kl, kl > self.largest_kl, reason)
+
+    @property
+    def largest_kl(self) -> float:
+        return max(point.kl for point in self.points)
+
+    @cached_property
+    def _map(self) -> tuple[Array, Array]:
+        kl, drop = self._arrays
+        return fit(kl, drop)
+
+    @cached_property
+    def _arrays(self) -> tuple[Array, Array]:
+        return np.array([p.kl for p in self.points]), np.array([p.drop for p in self.points])
+
+    @cached_property
+    def _left_out(self) -> Array:
+        """(n,) the loss predicted for each point from all others."""
+        kl, drop = self._arrays
+        keep = ~np.eye(len(kl), dtype=bool)
+        return np.array([read_map(*fit(kl[rest], drop[rest]), kl[i]) for i, rest in enumerate(keep)])
+
+    @cached_property
+    def _widths(self) -> tuple[float, float]:
+        """Half-widths near and far; a side with too few points takes all."""
+        errors, far = np.abs(self._left_out - self._arrays[1]), self._left_out >= NEAR
+        sides = (errors[side] if side.sum() >= 4 else errors for side in (~far, far))
+        near, away = map(half_width, sides)
+        return near, away
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Predicted against measured, for the chart."""
+        if len(self.points) < FEWEST:
+            return ()
+        rows = zip(self.points, self._left_out.tolist(), strict=True)
+        return tuple(Check(point, drop, self._widths[drop >= NEAR]) for point, drop in rows)
+
+    def track(self) -> Track | None:
+        """None before there is anything to judge by."""
+        if not self.checks:
+            return None
+        predicted = np.array([c.predicted for c in self.checks])
+        measured, wide = self._arrays[1], np.array([c.half_width for c in self.checks])
+        errors = np.abs(predicted - measured)
+        ranks = np.corrcoef(rank(predicted), rank(measured))[0, 1] if np.ptp(predicted) and np.ptp(measured) else 0.0
+        return Track(float(errors.mean()), float(ranks), float((errors <= wide).mean()), len(errors))
+
+
+def rank(values: Array) -> Array:
+    """1 for the smallest; equal values share their mean rank."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Array = (last - (counts - 1) / 2)[group]
+    return ranks
+
+
+def sum_kl(table: SensitivityTable, plan: Plan) -> tuple[float, list[Key]]:
+    """(summed KL in nats, the settings that are not in the table)."""
+    found = {key: table.kl(*key, level) for key, level in plan.items()}
+    return sum(v for v in found.values() if v is not None), [k for k, v in found.items() if v is None]
+
+
+def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
+    """The forecast of a model on a data set from what is on disk; None before the first sensitivity was measured."""
+    folder = workspace.folder("models", model)
+    table = read_table(folder / f"sensitivity-{Path(data).name}.jsonl")
+    baseline = workspace.baseline(model, data)
+    if table is None or baseline is None:
+        return None
+    profile = workspace.profile(model)
+    measure = "accuracy" if baseline.accuracy else "agreement"
+    rows = read_lines(folder / f"calibration-{Path(data).name}.jsonl")
+    points = [p for row in rows[1:] if (p := _calibrated(table, row, measure))]
+    runs = workspace.candidates(model, data).items()
+    points += [p for name, found in runs if (p := _run(table, profile, name, found, baseline))]
+    return Forecast(profile, table, tuple(points), baseline.accuracy.value if baseline.accuracy else 1.0, measure)
+
+
+def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
+    kl, missing = sum_kl(table, {(layer, technique): level for layer, technique, level in row["plan"]})
+    drop = row["drop"].get(measure)
+    return None if missing or drop is None else Point(kl, drop, "calibration")
+
+
+def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:
+    """A candidate as a measurement; None where it was trained or ranked, which the table knows nothing about."""
+    recipe = Recipe.from_yaml(candidate.recipe)
+    plan, reasons = plan_of(profile, recipe)
+    kl, missing = sum_kl(table, plan)
+    if reasons or missing or not plan:
+        return None
+    if baseline.accuracy and candidate.scores.accuracy:
+        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name)
+    return Point(kl, 1 - candidate.scores.agreement.value, name)

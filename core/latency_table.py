@@ -1,0 +1,122 @@
+"""Measured operator times of this machine and runtime, keyed by shape and type: instant latency of any recipe.
+
+A whole model takes slope × (sum of its operators, measured alone) + intercept: alone, an operator pays for its own call
+and finds its data in cold caches, so raw sums overshoot by a fifth or more and the affine step is mandatory (nn-Meter,
+Zhang et al. 2021, and HAWQ-V3 both keep such tables). Widths in between are read from the block they are computed in:
+a runtime that works in blocks of 8 channels gains nothing from 64 → 60.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.ranks import Shape
+
+INTEGER, FLOAT = "int8", "float32"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row's key: a convolution or linear layer at one width, in one number type."""
+
+    shape: Shape
+    type: str = FLOAT
+
+    @property
+    def family(self) -> Operator:
+        """The same operator at any width."""
+        groups = 0 if self.shape.kind == "depthwise" else self.shape.groups
+        return replace(self, shape=replace(self.shape, in_channels=0, out_channels=0, groups=groups))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """`times` in ms per call. `block` is the number of channels that the runtime computes at once."""
+
+    times: Mapping[Operator, float]
+    slope: float = 1.0
+    intercept: float = 0.0
+    threads: int = 1
+    batch: int = 1
+    block: int = 8
+    machine: str = ""
+
+    def operator(self, shape: Shape, bits: float = 32.0) -> float:
+        """Milliseconds of one operator: measured, or read between the measured widths of its family.
+
+        Where its family was never measured, by MACs from the table's own mean speed. Below 8 bits it runs as int8.
+        """
+        key = Operator(shape, INTEGER if bits <= 8 else FLOAT)
+        known = self.times.get(key)
+        if known is not None:
+            return known
+        fitted = self._fits.get(key.family)
+        if fitted is None:
+            return shape.macs / self._speed
+        return max(float(fitted @ self._features(shape)), 0.0)
+
+    def whole(self, operators_ms: float) -> float:
+        """Milliseconds of a model whose operators sum to `operators_ms`."""
+        return self.slope * operators_ms + self.intercept
+
+    def operators(self, whole_ms: float) -> float:
+        """The sum of operators that a model of `whole_ms` has."""
+        return (whole_ms - self.intercept) / self.slope
+
+    def _features(self, shape: Shape) -> NDArray[np.float64]:
+        into, out = (float(np.ceil(c / self.block) * self.block) for c in (shape.in_channels, shape.out_channels))
+        return np.array([1.0, into, out, into * out])
+
+    @cached_property
+    def _fits(self) -> dict[Operator, NDArray[np.float64]]:
+        """Family → coefficients over (1, inputs, outputs, inputs × outputs), least squares in relative error."""
+        rows: dict[Operator, list[tuple[NDArray[np.float64], float]]] = {}
+        for key, time in self.times.items():
+            rows.setdefault(key.family, []).append((self._features(key.shape), time))
+        found = {}
+        for family, pairs in rows.items():
+            features = np.array([f for f, _ in pairs])
+            times = np.array([t for _, t in pairs])
+            scale = features.max(0)
+            solved = np.linalg.lstsq(features / scale / times[:, None], np.ones(len(times)), rcond=None)[0]
+            found[family] = solved / scale
+        return found
+
+    @cached_property
+    def _speed(self) -> float:
+        """MACs per ms."""
+        return sum(key.shape.macs for key in self.times) / max(sum(self.times.values()), 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{**asdict(key.shape), "type": key.type, "ms": ms} for key, ms in self.times.items()]
+        return {
+            "times": rows, "slope": self.slope, "intercept": self.intercept, "threads": self.threads,
+            "batch": self.batch, "block": self.block, "machine": self.machine,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> LatencyTable:
+        times = {}
+        for row in values["times"]:
+            row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+            ms, kind = row.pop("ms"), row.pop("type")
+            times[Operator(Shape(**row), kind)] = ms
+        return cls(**{**values, "times": times})
+
+
+def fit_affine(sums: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
+    """(slope, intercept) of whole-model times over operator sums, least squares in relative error.
+
+    The intercept may be negative: each operator alone pays for its own call. One model alone gives a slope only.
+    """
+    if len(whole) < 2 or np.ptp(sums) == 0:
+        return float(whole.sum() / sums.sum()), 0.0
+    weighted = np.stack([sums, np.ones_like(sums)], 1) / whole[:, None]
+    slope, intercept = np.linalg.lstsq(weighted, np.ones(len(whole)), rcond=None)[0]
+    return float(slope), float(intercept)

@@ -1,0 +1,167 @@
+"""Budgets spent on a network: costs equal the prediction's, plans equal brute force where groups do not meet."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from core.allocate import cards
+from core.choices import KINDS, Choices, key_levels, plan_rows
+from core.errors import StudioError
+from core.latency_table import LatencyTable
+from core.layers import Feed, Group, Layer, Profile
+from core.predict import costs
+from core.recipe import Recipe, Step
+from core.sensitivity_table import Cell, SensitivityTable
+
+
+def conv(name: str, c_in: int, c_out: int, group: str, feed: str) -> Layer:
+    params = c_in * c_out * 9 + c_out
+    macs = c_in * c_out * 9 * 64
+    return Layer(
+        name, "conv", params, macs, c_in, c_out, (3, 3), 1, True, (c_out, 8, 8), 0, group, (Feed(feed),), None,
+        (c_in, 8, 8),
+    )  # fmt: skip
+
+
+def make_profile(open_trunk: bool) -> Profile:
+    """Three blocks conv1 → conv2 whose trunk, fed by the stem, is one group; blocked, as with padded shortcuts."""
+    layers, inner = [conv("stem", 3, 32, "stem", "input")], []
+    for i in range(3):
+        inner.append(f"{i}.conv1")
+        layers += [conv(f"{i}.conv1", 32, 32, f"{i}.conv1", "stem"), conv(f"{i}.conv2", 32, 32, "stem", f"{i}.conv1")]
+    trunk = ("stem", *[f"{i}.conv2" for i in range(3)])
+    groups = (
+        Group("input", 3, (), "The image."),
+        Group("stem", 32, trunk, "" if open_trunk else "Padded."),
+        *[Group(name, 32, (name,)) for name in inner],
+    )
+    return Profile(tuple(layers), groups, 0, sum(x.macs for x in layers), 0, 0, 0)
+
+
+def make_table(profile: Profile) -> SensitivityTable:
+    """Later layers are less sensitive; the trunk most."""
+    cells = {}
+    for i, group in enumerate(g for g in profile.groups if not g.blocked):
+        for level in (0.25, 0.5, 0.75):
+            kl = (8.0 if group.name == "stem" else 1.0) * level**2 / (i + 1) ** 2
+            cells[group.name, "prune_channels", level] = Cell(group.name, "prune_channels", level, kl=kl)
+    for i, layer in enumerate(profile.layers):
+        for bits in (8.0, 4.0, 2.0):
+            cells[layer.name, "quantize", bits] = Cell(layer.name, "quantize", bits, kl=4.0**-bits * (20 + i))
+    return SensitivityTable({}, cells)
+
+
+def choices(open_trunk: bool, levels: dict[str, tuple[float, ...]], **more: object) -> Choices:
+    profile = make_profile(open_trunk)
+    return Choices(profile, make_table(profile), levels, **more)  # type: ignore[arg-type]
+
+
+WIDTHS = {"prune_channels": (0.25, 0.5, 0.75)}
+BITS = {"quantize": (8.0, 4.0, 2.0)}
+
+
+@pytest.mark.parametrize("open_trunk", [False, True])
+def test_costs_equal_the_prediction(open_trunk: bool) -> None:
+    """The same recipe through core.predict, which the techniques themselves are tested against."""
+    made = choices(open_trunk, WIDTHS)
+    steps = (Step("prune_channels", {"ratio": 0.5, "multiple": 1}), Step("factorize", {"rank": 0.2}), Step("quantize"))
+    expected = costs(made.profile, Recipe(steps))
+    plan = {(g.name, "prune_channels"): 0.5 for g in made.profile.groups if not g.blocked}
+    plan |= {(x.name, "factorize"): 0.2 for x in made.profile.layers}
+    plan |= {(x.name, "quantize"): 8.0 for x in made.profile.layers}
+    macs, size, _ = made.cost_of(plan)
+    assert macs == expected.macs
+    assert size == pytest.approx(expected.weight_bytes, rel=0.05)  # scales of the inner factors are not counted here
+
+
+def every_plan(made: Choices) -> list[dict[tuple[str, str], float]]:
+    items = made.items({})
+    names = [(x.name, x.technique) for x in items]
+    return [dict(zip(names, row, strict=True)) for row in itertools.product(*[x.levels for x in items])]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.6, 0.5])
+def test_best_plan_where_groups_do_not_meet(share: float) -> None:
+    made = choices(False, WIDTHS)
+    budget = share * made.cost_of({})[0]
+    found = made.spend({"macs": budget})
+    allowed = [made.loss_of(p) for p in every_plan(made) if made.cost_of(p)[0] <= budget]
+    assert found.costs[0] <= budget
+    assert found.loss == pytest.approx(min(allowed))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+def test_good_plan_within_the_budget_where_they_do(share: float) -> None:
+    """The trunk multiplies every other width: the fixed point is feasible and near the best of all 256 plans."""
+    made = choices(True, WIDTHS)
+    budget = share * made.cost_of({})[0]
+    found = made.spend({"macs": budget})
+    best = min(made.loss_of(p) for p in every_plan(made) if made.cost_of(p)[0] <= budget)
+    assert found.costs[0] <= budget
+    assert best <= found.loss + 1e-12
+    assert found.loss <= 1.3 * best
+
+
+def test_two_budgets_bind_together() -> None:
+    made = choices(False, {**WIDTHS, **BITS})
+    macs, size, _ = made.cost_of({})
+    found = made.spend({"macs": 0.7 * macs, "weight_bytes": 0.15 * size})
+    assert found.costs[0] <= 0.7 * macs
+    assert found.costs[1] <= 0.15 * size
+    alone = made.spend({"macs": 0.7 * macs})
+    assert alone.loss < found.loss
+
+
+def test_a_locked_layer_holds() -> None:
+    free = choices(False, BITS)
+    budget = {"weight_bytes": 0.15 * free.cost_of({})[1]}
+    held = choices(False, BITS, locked={("2.conv2", "quantize"): 8.0})
+    assert held.spend(budget).levels["2.conv2", "quantize"] == 8.0
+    assert held.spend(budget).loss > free.spend(budget).loss
+
+
+def test_out_of_reach() -> None:
+    with pytest.raises(StudioError, match="out of reach"):
+        choices(False, WIDTHS).spend({"macs": 1000.0})
+
+
+def test_the_front_is_sorted_and_exact() -> None:
+    made = choices(True, WIDTHS)
+    path = made.front("macs")
+    assert all(a.costs[0] < b.costs[0] and a.loss > b.loss for a, b in itertools.pairwise(path))
+    assert path[-1].loss == 0
+    for point in path:
+        assert point.costs == made.cost_of(point.levels)
+
+
+def test_cards_price_the_next_step() -> None:
+    made = choices(False, BITS)
+    found = made.spend({"weight_bytes": 0.1 * made.cost_of({})[1]})
+    for card in cards(made.items(found.levels), found, KINDS.index("weight_bytes")):
+        changed = {**found.levels, (card.name, card.technique): card.level}
+        assert made.loss_of(changed) - found.loss == pytest.approx(card.loss)
+        assert made.cost_of(changed)[1] - found.costs[1] == pytest.approx(card.costs[1])
+        assert card.loss < 0 < card.costs[1]
+
+
+def test_latency_is_a_budget_with_a_table() -> None:
+    """A runtime whose operators take 1 ms per million MACs, and whole models twice that plus 3 ms."""
+    made = choices(False, WIDTHS)
+    from core.latency_table import Operator
+    from core.ranks import Shape
+
+    known = Operator(Shape("linear", 1000, 1000))
+    table = LatencyTable({known: 1.0}, slope=2.0, intercept=3.0)
+    made = choices(False, WIDTHS, latency=table)
+    whole = made.cost_of({})
+    assert whole[2] == pytest.approx(3 + 2 * whole[0] / 1e6)
+    found = made.spend({"latency_ms": 0.8 * whole[2]})
+    assert found.costs[2] <= 0.8 * whole[2]
+    assert found.costs[2] == pytest.approx(3 + 2 * found.costs[0] / 1e6)
+
+
+def test_plans_travel_as_rows() -> None:
+    plan = {("a", "quantize"): 4.0, ("b", "quantize"): 32.0, ("a", "prune_channels"): 0.5}
+    assert key_levels(plan_rows(plan)) == {("a", "quantize"): 4.0, ("a", "prune_channels"): 0.5}

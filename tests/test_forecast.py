@@ -1,0 +1,221 @@
+"""Maps, intervals and plans by hand; a forecast read back from a workspace."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from core.candidate import Candidate, Scores, Share
+from core.cards import ModelCard
+from core.forecast import Forecast, Point, fit, half_width, load, rank, read_map
+from core.layers import Feed, Group, Layer, Profile
+from core.plan import RANKED, TRAINED, plan_of
+from core.recipe import Recipe, Step
+from core.sensitivity_table import LEVELS, Cell, SensitivityTable, append_lines, row_of, severity
+from core.workspace import Workspace, write_json
+
+
+def layer(name: str, kind: str, c_in: int, c_out: int, feed: str) -> Layer:
+    params = c_in * c_out * (9 if kind == "conv" else 1)
+    size, kernel = ((8, 8), (3, 3)) if kind == "conv" else ((), (1, 1))
+    macs = params * (64 if kind == "conv" else 1)
+    shape = (c_out, *size)
+    return Layer(
+        name, kind, params, macs, c_in, c_out, kernel, 1, False, shape, 0, name, (Feed(feed),), None, (c_in, *size)
+    )
+
+
+PROFILE = Profile(
+    (layer("a", "conv", 3, 32, "input"), layer("b", "conv", 32, 64, "a"), layer("c", "linear", 64, 10, "b")),
+    (
+        Group("input", 3, (), "The image."),
+        Group("a", 32, ("a",)),
+        Group("b", 64, ("b",)),
+        Group("c", 10, ("c",), "The classes."),
+    ),
+    0, 0, 0, 0, 0,
+)  # fmt: skip
+
+
+def make_table(profile: Profile, scale: float = 1.0) -> SensitivityTable:
+    """KL = scale × severity² everywhere, which the square and power laws read back exactly."""
+    cells = {}
+    for technique, levels in LEVELS.items():
+        for x in profile.layers:
+            for level in levels:
+                kl = scale * severity(technique, level) ** 2
+                cells[x.name, technique, level] = Cell(x.name, technique, level, kl=kl)
+    return SensitivityTable({}, cells)
+
+
+TABLE = make_table(PROFILE)
+
+
+def points(count: int, noise: float = 0.0) -> tuple[Point, ...]:
+    """Losses 0.05 × KL, with alternating noise."""
+    kl = np.geomspace(0.01, 10, count)
+    return tuple(Point(float(k), float(0.05 * k + noise * (-1) ** i), "calibration") for i, k in enumerate(kl))
+
+
+def test_the_map_is_monotone_anchored_at_nothing_lost_and_flat_beyond() -> None:
+    kl, drop = np.array([0.1, 1.0, 0.5, 4.0]), np.array([0.01, 0.1, 0.2, 0.6])
+    grid, values = fit(kl, drop)
+    assert np.all(np.diff(values) >= 0)
+    assert np.all(values >= 0)
+    assert read_map(grid, values, 1e-8) < 1e-6
+    assert read_map(grid, values, 1e-6) == pytest.approx(10 * read_map(grid, values, 1e-7))
+    assert read_map(grid, values, 0.7) == pytest.approx(0.15, abs=1e-3)  # 0.2 and 0.1 are pooled around it
+    assert read_map(grid, values, 100.0) == read_map(grid, values, 4.0)
+
+
+def test_the_interval_is_the_conformal_quantile() -> None:
+    """Of 9 errors, the ceil(10 × 0.8) = 8th; of 3 it would be the 4th, so the largest."""
+    assert half_width(np.arange(1.0, 10.0)) == 8.0
+    assert half_width(np.array([3.0, 1.0, 2.0])) == 3.0
+
+
+@given(st.lists(st.integers(0, 5).map(float), min_size=1, max_size=9))
+def test_ranks_share_ties(values: list[float]) -> None:
+    from scipy.stats import rankdata
+
+    np.testing.assert_allclose(rank(np.array(values)), rankdata(values))
+
+
+def test_prediction_sums_what_each_setting_costs_alone() -> None:
+    forecast = Forecast(PROFILE, TABLE, points(16), baseline=0.9)
+    recipe = Recipe((Step("prune_channels", {"ratio": 0.5}), Step("quantize")))
+    found = forecast.predict(recipe)
+    kl = 2 * 0.5**2 + 3 * 2.0 ** (2 * (1 - 8))  # groups a and b at half, three layers at 8 bits
+    assert found.kl == pytest.approx(kl)
+    assert found.value == pytest.approx(0.9 - 0.05 * kl, abs=0.004)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 0.9 - 0.05 * kl < found.high
+    assert not found.extrapolating
+    untouched = forecast.predict(Recipe())
+    assert (untouched.value, untouched.low, untouched.high) == (0.9, 0.9, 0.9)
+
+
+def test_beyond_the_measured_range_it_says_so() -> None:
+    forecast = Forecast(PROFILE, make_table(PROFILE, 40.0), points(16), baseline=0.9)
+    assert forecast.predict(Recipe((Step("prune_weights", {"sparsity": 0.9, "scope": "layer"}),))).extrapolating
+
+
+def test_intervals_near_and_far_are_kept_apart() -> None:
+    """Errors of 1 point near the original and of 10 far from it."""
+    near = [Point(0.01 * 1.2**i, 0.02 + 0.01 * (-1) ** i, "calibration") for i in range(12)]
+    far = [Point(5.0 * 1.2**i, 0.5 + 0.1 * (-1) ** i, "calibration") for i in range(12)]
+    forecast = Forecast(PROFILE, TABLE, (*near, *far), baseline=0.9)
+    small, large = (forecast.predict_plan({("a", "prune_channels"): kl**0.5}) for kl in (0.03, 20.0))
+    assert small.high is not None
+    assert large.high is not None
+    assert small.value is not None
+    assert large.value is not None
+    assert small.high - small.value < 0.03 < 0.08 < large.high - large.value
+
+
+def test_rank_only_before_there_are_measurements() -> None:
+    found = Forecast(PROFILE, TABLE, points(5), baseline=0.9).predict(Recipe((Step("quantize"),)))
+    assert found.value is None
+    assert found.kl > 0
+    assert "5 of at least 6" in found.reason
+    partial = SensitivityTable({}, {k: c for k, c in TABLE.cells.items() if c.layer != "b"})
+    missing = Forecast(PROFILE, partial, points(16), 0.9).predict(Recipe((Step("quantize"),)))
+    assert missing.value is None
+    assert "b is not measured yet" in missing.reason
+
+
+def test_what_a_plan_leaves_out_is_said() -> None:
+    steps = (Step("prune_weights", {"scope": "global"}), Step("distill"))
+    assert plan_of(PROFILE, Recipe(steps))[1] == [RANKED, TRAINED]
+
+
+def test_plans_follow_the_techniques_own_rules() -> None:
+    recipe = Recipe(
+        (
+            Step("prune_channels", {"ratio": 0.3, "multiple": 8}, {"b": 0.0}),
+            Step("factorize", {"rank": 0.25}),
+            Step("prune_weights", {"sparsity": 0.4, "scope": "layer"}),
+            Step("prune_weights", {"sparsity": 0.2, "scope": "layer"}),
+            Step("quantize", {}, {"a": 32}),
+        )
+    )
+    plan, _ = plan_of(PROFILE, recipe)
+    assert plan["a", "prune_channels"] == 0.25  # 22.4 of 32 channels are left: 24 in blocks of 8
+    assert ("b", "prune_channels") not in plan
+    assert ("c", "prune_channels") not in plan  # blocked
+    assert plan["b", "factorize"] == 0.25
+    assert plan["a", "prune_weights"] == 0.4  # the stronger of two steps
+    assert ("a", "quantize") not in plan
+    assert plan["b", "quantize"] == 8.0
+
+
+def test_sixty_layers_in_milliseconds() -> None:
+    names = [f"x{i}" for i in range(60)]
+    layers = tuple(layer(n, "conv", 32, 32, "input" if i == 0 else names[i - 1]) for i, n in enumerate(names))
+    groups = (Group("input", 32, (), "The image."), *[Group(n, 32, (n,)) for n in names])
+    profile = Profile(layers, groups, 0, 0, 0, 0, 0)
+    forecast = Forecast(profile, make_table(profile), points(16), 0.9)
+    recipe = Recipe((Step("prune_channels"), Step("prune_weights", {"scope": "layer"}), Step("quantize")))
+    forecast.predict(recipe)
+    start = time.process_time()
+    for _ in range(20):
+        forecast.predict(recipe)
+    assert (time.process_time() - start) / 20 < 0.02  # the goal is 5 ms on a machine that does nothing else
+
+
+def test_track_judges_each_point_by_the_others() -> None:
+    track = Forecast(PROFILE, TABLE, points(16, noise=0.002), 0.9).track()
+    assert track is not None
+    assert track.count == 16
+    assert 0 < track.error < 0.05
+    checks = Forecast(PROFILE, TABLE, points(16, noise=0.002), 0.9).checks
+    expected = spearmanr([c.predicted for c in checks], [c.point.drop for c in checks])[0]
+    assert track.rank_correlation == pytest.approx(expected)
+    assert Forecast(PROFILE, TABLE, (), 0.9).track() is None
+
+
+def share(value: float) -> Share:
+    return Share(value, value, value, 100)
+
+
+def scores(accuracy: float, agreement: float) -> Scores:
+    return Scores(share(accuracy), share(agreement), 1, 1, 1, 1, ())
+
+
+def put(workspace: Workspace, name: str, recipe: Recipe, accuracy: float) -> None:
+    folder = workspace.folder("candidates", name)
+    folder.mkdir()
+    found = Candidate(name, "m", "d", recipe.to_yaml(), name, scores(accuracy, 0.9), (), {}, {}, 0.0, 0.0, {})
+    write_json(folder / "candidate.json", found.to_json())
+
+
+def test_a_workspace_gives_calibration_and_what_was_run(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder = workspace.folder("models", "m")
+    folder.mkdir()
+    assert load(workspace, "m", "d") is None
+    write_json(folder / "profile.json", PROFILE.to_json())
+    write_json(folder / "card.json", ModelCard("m", "m", (3, 8, 8), ("x",)).to_json())
+    write_json(folder / "baseline-d.json", asdict(scores(0.8, 1.0)))
+    append_lines(folder / "sensitivity-d.jsonl", [{"model": "m"}, *map(row_of, TABLE.cells.values())])
+    plan = [["a", "quantize", 2.0]]
+    rows = [{"plan": plan, "drop": {"accuracy": 0.1, "agreement": 0.2}}]
+    append_lines(folder / "calibration-d.jsonl", [{"about": {}}, *rows])
+    put(workspace, "pruned", Recipe((Step("prune_channels", {"ratio": 0.5}),)), 0.7)
+    put(workspace, "trained", Recipe((Step("prune_channels", {"ratio": 0.5}), Step("distill"))), 0.8)
+    found = load(workspace, "m", "d")
+    assert found is not None
+    assert found.baseline == 0.8
+    assert [(p.source, pytest.approx(p.drop)) for p in found.points] == [("calibration", 0.1), ("pruned", 0.1)]
+    assert found.points[0].kl == pytest.approx(0.25)
+    assert found.points[1].kl == pytest.approx(0.5)
+    assert log(found.largest_kl) == pytest.approx(log(0.5))
