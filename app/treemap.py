@@ -78,6 +78,8 @@ def treemap(profile: Profile, quantity: Quantity) -> Chart:
         "textinfo": "label+text",
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}, %{text} of the model<extra></extra>",
         "tiling": {"pad": 2},
+        # one colour per block, so that the automatic choice of dark or light text fits its heading too
+        "marker": {"depthfade": False, "line": {"width": 1.5, "color": "rgba(255,255,255,0.6)"}},
         "root": {"color": "rgba(128,128,128,0.12)"},
         "pathbar": {"visible": True, "thickness": 22},
     }
