@@ -5,13 +5,30 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.engine.perturb import fake_quantize, least_important, perturb, reconstruct, sparsify, swapped, weight_of
+from core.cards import ModelCard
+from core.options import Factorize
+from core.engine.context import Context
+from core.engine.data import Images
+from core.engine.perturb import (
+    Network,
+    describe,
+    fake_quantize,
+    least_important,
+    perturb,
+    reconstruct,
+    sparsify,
+    swapped,
+    to_matrix,
+    weight_of,
+)
 from core.engine.sensitivity import measure_cells, rank_cells, rows_of, settings
+from core.engine.techniques import factorize
 from core.errors import Cancelled
 from core.layers import Feed, Group, Layer, Profile
 from core.ranks import spatial_rank
@@ -19,7 +36,7 @@ from core.sensitivity_table import LEVELS, read_lines, read_table
 
 
 class Net(nn.Module):
-    """stem → depthwise → (gate) → residual sum → concatenation with the stem → flattened head. 8×8 input."""
+    """stem → depthwise → inner → residual sum → concatenation with a side branch → flattened head. 8×8 input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,13 +45,14 @@ class Net(nn.Module):
         self.dw = nn.Conv2d(6, 6, 3, padding=1, groups=6)
         self.inner = nn.Conv2d(6, 4, 3, padding=1)
         self.outer = nn.Conv2d(4, 6, 1)
+        self.side = nn.Conv2d(3, 3, 1)
         self.pick = nn.Conv2d(9, 5, 1)
         self.head = nn.Linear(5 * 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         stem = torch.sigmoid(self.norm(self.stem(x)))  # a removed channel is not 0 but 0.5 behind this
         y = self.outer(F.relu(self.inner(self.dw(stem)))) + stem
-        return self.head(F.adaptive_avg_pool2d(F.relu(self.pick(torch.cat([x, y], 1))), 2).flatten(1))
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.pick(torch.cat([self.side(x), y], 1))), 2).flatten(1))
 
 
 def layer(name: str, kind: str, c_in: int, c_out: int, group: str, *feeds: Feed, groups: int = 1) -> Layer:
@@ -59,18 +77,29 @@ PROFILE = Profile(
         layer("dw", "depthwise", 6, 6, "stem", Feed("stem"), groups=6),
         layer("inner", "conv", 6, 4, "inner", Feed("stem")),
         layer("outer", "conv", 4, 6, "stem", Feed("inner")),
-        layer("pick", "conv", 9, 5, "pick", Feed("input"), Feed("stem")),
+            layer("side", "conv", 3, 3, "side", Feed("input")),
+        layer("pick", "conv", 9, 5, "pick", Feed("side"), Feed("stem")),
         layer("head", "linear", 20, 3, "head", Feed("pick", 4)),
     ),
     (
         Group("input", 3, (), "These are the image's channels."),
         Group("stem", 6, ("stem", "dw", "outer")),
         Group("inner", 4, ("inner",)),
+        Group("side", 3, ("side",)),
         Group("pick", 5, ("pick",)),
         Group("head", 3, ("head",), "These are the classes."),
     ),
     0, 0, 0, 0, 0,
 )  # fmt: skip
+
+
+CARD = ModelCard("net", "net", (3, 8, 8), ("a", "b", "c"))
+
+
+@pytest.fixture
+def network(net: Net) -> Network:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    return describe(net, CARD, PROFILE, Images(pixels, None))
 
 
 def images(count: int) -> Tensor:
@@ -106,21 +135,23 @@ def cut(net: Net, group: str, removed: Tensor) -> Net:
 
 
 @pytest.mark.parametrize("group", ["stem", "inner", "pick"])
-def test_removed_channels_answer_like_the_smaller_network(net: Net, group: str) -> None:
-    removed = least_important(net, PROFILE, group, 0.5)
+def test_removed_channels_answer_like_the_smaller_network(net: Net, network: Network, group: str) -> None:
+    removed = least_important(network, group, 0.5)
     assert len(removed) == {"stem": 3, "inner": 2, "pick": 2}[group]
     with torch.no_grad():
         expected = cut(net, group, removed)(images(4))
-        with swapped(net, perturb(net, PROFILE, {(group, "prune_channels"): 0.5})):
+        with swapped(net, perturb(network, {(group, "prune_channels"): 0.5})):
             torch.testing.assert_close(net(images(4)), expected)
 
 
 def test_the_smallest_filters_go_first(net: Net) -> None:
-    """Summed over stem, dw and outer, which make the same channels: channel 2 has the smallest filters."""
+    """Summed over the layers that make and read the same channels: channel 2 of the stem has the smallest weights."""
     with torch.no_grad():
         for part in (net.stem, net.dw, net.outer):
             part.weight[2] *= 0.01
-    assert least_important(net, PROFILE, "stem", 1 / 6).tolist() == [2]
+        net.norm.weight[2] = 0
+    network = describe(net, CARD, PROFILE, Images(np.zeros((4, 8, 8, 3), np.uint8), None))
+    assert least_important(network, "stem", 1 / 6).tolist() == [2]
 
 
 def test_weights_by_hand() -> None:
@@ -130,32 +161,44 @@ def test_weights_by_hand() -> None:
     assert fake_quantize(torch.tensor([[7.0, 3.4, -7.0]]), 4).tolist() == [[7, 3, -7]]
 
 
-def test_low_rank_error_is_what_the_dropped_singular_values_hold() -> None:
-    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    kept = spatial_rank(0.5, (3, 3), 4, 6)
-    values = torch.linalg.svdvals(weight.permute(1, 2, 0, 3).reshape(12, 18))
-    error = (reconstruct(weight, 0.5) - weight).square().sum()
+def test_low_rank_error_is_what_the_dropped_singular_values_hold(net: Net) -> None:
+    """Without images the factors are the plain SVD's."""
+    network = describe(net, CARD, PROFILE, Images(np.zeros((0, 8, 8, 3), np.uint8), None))
+    weight = weight_of(net, "inner")
+    kept = spatial_rank(0.5, (3, 3), 6, 4)
+    values = torch.linalg.svdvals(to_matrix(weight))
+    error = (reconstruct(network, "inner", 0.5) - weight).square().sum()
     torch.testing.assert_close(error, values[kept:].square().sum())
-    torch.testing.assert_close(reconstruct(weight, 1.0), weight)
-    torch.testing.assert_close(reconstruct(weight[:, :, 0, 0], 1.0), weight[:, :, 0, 0])
+    for name in ("inner", "pick", "head"):
+        torch.testing.assert_close(reconstruct(network, name, 1.0), weight_of(net, name))
 
 
-def test_settings_join_on_one_layer(net: Net) -> None:
-    both = perturb(net, PROFILE, {("outer", "quantize"): 4, ("inner", "prune_channels"): 0.5})
-    pruned = perturb(net, PROFILE, {("inner", "prune_channels"): 0.5})["outer"]
+def test_low_rank_weights_are_the_ones_that_factorize_makes(net: Net, network: Network) -> None:
+    layers = {"stem": 1.0, "pick": 1.0, "outer": 1.0, "head": 1.0, "inner": 0.4}
+    pixels = Images(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), None)
+    context = Context(CARD, pixels, pixels, pixels, False, None)
+    split = factorize.apply(copy.deepcopy(net), Factorize(repair=False), layers, context).model
+    with torch.no_grad(), swapped(net, perturb(network, {("inner", "factorize"): 0.4})):
+        torch.testing.assert_close(net(images(4)), split(images(4)), rtol=1e-4, atol=1e-5)
+    assert isinstance(split.inner, nn.Sequential)
+
+
+def test_settings_join_on_one_layer(network: Network) -> None:
+    both = perturb(network, {("outer", "quantize"): 4, ("inner", "prune_channels"): 0.5})
+    pruned = perturb(network, {("inner", "prune_channels"): 0.5})["outer"]
     assert torch.equal(both["outer"], fake_quantize(pruned, 4))
 
 
 def test_blocked_groups_and_depthwise_layers_have_no_row() -> None:
-    assert rows_of(PROFILE, "prune_channels") == ["stem", "inner", "pick"]
+    assert rows_of(PROFILE, "prune_channels") == ["stem", "inner", "side", "pick"]
     assert "dw" not in rows_of(PROFILE, "factorize")
-    assert rows_of(PROFILE, "quantize") == ["stem", "dw", "inner", "outer", "pick", "head"]
+    assert rows_of(PROFILE, "quantize") == ["stem", "dw", "inner", "outer", "side", "pick", "head"]
     found = settings(PROFILE)
-    assert len(found) == len(set(found)) == 3 * 7 + 6 * 5 + 5 * 5 + 6 * 6
-    assert {level for _, level in found[: 3 + 6 + 5 + 6]} == {levels[0] for levels in LEVELS.values()}
+    assert len(found) == len(set(found)) == 4 * 7 + 7 * 5 + 6 * 5 + 7 * 6
+    assert {level for _, level in found[: 4 + 7 + 6 + 7]} == {levels[0] for levels in LEVELS.values()}
 
 
-def test_fisher_against_gradients_of_single_images(net: Net) -> None:
+def test_fisher_against_gradients_of_single_images(net: Net, network: Network) -> None:
     x, y = images(20), torch.arange(20) % 3
     parameters = {name: value.detach() for name, value in net.named_parameters()}
 
@@ -163,9 +206,9 @@ def test_fisher_against_gradients_of_single_images(net: Net) -> None:
         return F.cross_entropy(torch.func.functional_call(net, values, (image[None],)), label[None])
 
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, y)
-    for cell in rank_cells(net, PROFILE, x, y):
+    for cell in rank_cells(network, x, y):
         moves, energy = torch.zeros(20), torch.zeros(2)
-        for name, weight in perturb(net, PROFILE, {(cell.layer, cell.technique): cell.level}).items():
+        for name, weight in perturb(network, {(cell.layer, cell.technique): cell.level}).items():
             change = weight - weight_of(net, name)
             moves += (gradients[f"{name}.weight"] * change).flatten(1).sum(1)
             energy += torch.stack([change.square().sum(), weight_of(net, name).square().sum()])
@@ -178,7 +221,7 @@ def test_a_transposed_convolution_has_its_gradient_too() -> None:
     net = nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2, groups=1), nn.Flatten(), nn.Linear(4 * 17 * 17, 3))
     profile = Profile((layer("0", "conv_transpose", 3, 4, "", Feed("input")),), PROFILE.groups[:1], 0, 0, 0, 0, 0)
     x, y = images(2), torch.tensor([0, 2])
-    (cell, *_) = rank_cells(net, profile, x, y)
+    (cell, *_) = rank_cells(Network(net, profile, {}, {}), x, y)
     moves = []
     for i in range(2):
         net.zero_grad()
@@ -189,9 +232,9 @@ def test_a_transposed_convolution_has_its_gradient_too() -> None:
     assert cell.fisher == pytest.approx(sum(moves) / 2, rel=1e-4)
 
 
-def test_measures_by_hand_and_without_labels(net: Net, tmp_path: Path) -> None:
+def test_measures_by_hand_and_without_labels(net: Net, network: Network, tmp_path: Path) -> None:
     x, y = images(16), torch.arange(16) % 3
-    table = measure_cells(net, PROFILE, x, y, tmp_path / "labelled.jsonl", {"images": "a"})
+    table = measure_cells(network, x, y, tmp_path / "labelled.jsonl", {"images": "a"})
     cell = table.cells[("pick", "quantize", 2)]
     with torch.no_grad():
         before = net(x)
@@ -206,13 +249,13 @@ def test_measures_by_hand_and_without_labels(net: Net, tmp_path: Path) -> None:
     assert cell.sqnr_db == pytest.approx(-10 * torch.tensor(noise).log10().item(), rel=1e-3)
     assert cell.cosine is not None
     assert 0 < cell.cosine < 1
-    blind = measure_cells(net, PROFILE, x, None, tmp_path / "blind.jsonl", {"images": "a"})
+    blind = measure_cells(network, x, None, tmp_path / "blind.jsonl", {"images": "a"})
     assert {c.kl for c in blind.cells.values()} == {c.kl for c in table.cells.values()}
     assert all(c.accuracy_loss is None and c.fisher is not None for c in blind.cells.values())
     assert table.progress(len(settings(PROFILE))) == 1.0
 
 
-def test_it_goes_on_where_it_was_stopped(net: Net, tmp_path: Path) -> None:
+def test_it_goes_on_where_it_was_stopped(network: Network, tmp_path: Path) -> None:
     path, seen = tmp_path / "sensitivity.jsonl", []
 
     def stop_at_ten(fraction: float, message: str, **_: object) -> None:
@@ -221,15 +264,15 @@ def test_it_goes_on_where_it_was_stopped(net: Net, tmp_path: Path) -> None:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
-        measure_cells(net, PROFILE, images(8), None, path, {"images": "a"}, stop_at_ten)
+        measure_cells(network, images(8), None, path, {"images": "a"}, stop_at_ten)
     half = read_table(path)
     assert half is not None
     assert half.progress(10) == 1.0
     lines = len(read_lines(path))
-    table = measure_cells(net, PROFILE, images(8), None, path, {"images": "a"})
+    table = measure_cells(network, images(8), None, path, {"images": "a"})
     assert len(read_lines(path)) == lines + len(settings(PROFILE)) - 10
-    whole = measure_cells(net, PROFILE, images(8), None, tmp_path / "whole.jsonl", {"images": "a"})
+    whole = measure_cells(network, images(8), None, tmp_path / "whole.jsonl", {"images": "a"})
     assert {k: c.kl for k, c in table.cells.items()} == {k: c.kl for k, c in whole.cells.items()}
-    other = measure_cells(net, PROFILE, images(9)[1:], None, path, {"images": "b"})
+    other = measure_cells(network, images(9)[1:], None, path, {"images": "b"})
     assert other.about == {"images": "b"}
     assert {k: c.kl for k, c in other.cells.items()} != {k: c.kl for k, c in table.cells.items()}

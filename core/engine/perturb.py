@@ -8,16 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core.cards import ModelCard
+from core.engine.context import Context, Report, silent
+from core.engine.data import Images
+from core.engine.graph import trace
+from core.engine.techniques.factorize import measure_moments, split_matrix
+from core.engine.techniques.prune_channels import score
 from core.layers import Layer, Profile, kept_channels
 from core.ranks import linear_rank, spatial_rank
-from core.sensitivity_table import LEVELS, Plan
+from core.sensitivity_table import Plan
 
 Weights = dict[str, Tensor]  # layer → its new weight
-ORDER = tuple(LEVELS)  # structure first, numbers last
+ORDER = ("factorize", "prune_channels", "prune_weights", "quantize")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with what the techniques decide by: each channel's importance, each layer's factors at full rank."""
+
+    module: nn.Module
+    profile: Profile
+    importance: Mapping[str, NDArray[np.float64]]  # open group → (channels,)
+    factors: Mapping[str, tuple[Tensor, Tensor]]  # conv or linear layer → (n, r), (r, m), best rank first
+
+
+def describe(module: nn.Module, card: ModelCard, profile: Profile, images: Images, report: Report = silent) -> Network:
+    """Importance by L2 norms and factors weighted by what `images` use: the defaults of the techniques themselves."""
+    context = Context(card, images, images, images, False, None, report=report)
+    structure = trace(module, torch.zeros(1, *card.input_shape))
+    parts = {x.name: module.get_submodule(x.name) for x in splittable(profile)}
+    moments = measure_moments(module, parts, context)
+    factors = {}
+    for name in parts:
+        matrix = to_matrix(weight_of(module, name)).double()
+        factors[name] = split_matrix(matrix, min(matrix.shape), moments.get(name))
+    return Network(module, profile, score(module, structure, list(structure.open), "l2", context), factors)
+
+
+def splittable(profile: Profile) -> list[Layer]:
+    """The layers that factorization can act on."""
+    return [x for x in profile.tunable if x.kind in ("conv", "linear") and x.groups == 1]
 
 
 def weight_of(module: nn.Module, layer: str) -> Tensor:
@@ -27,13 +64,11 @@ def weight_of(module: nn.Module, layer: str) -> Tensor:
     return weight.detach()
 
 
-def least_important(module: nn.Module, profile: Profile, group: str, ratio: float) -> Tensor:
-    """Indices of the channels a group loses: those whose filters have the smallest L2 norm, over all its layers."""
-    members = [x for x in map(profile.layer, profile.group(group).layers) if x.kind not in ("norm", "other")]
-    channels = profile.group(group).channels
-    score = sum(weight_of(module, x.name).flatten(1).square().sum(1) for x in members)
-    assert isinstance(score, Tensor)
-    return score.argsort(stable=True)[: channels - kept_channels(channels, ratio, 1)]
+def least_important(network: Network, group: str, ratio: float) -> Tensor:
+    """Indices of the channels that a group loses."""
+    importance = network.importance[group]
+    removed = len(importance) - kept_channels(len(importance), ratio, 1)
+    return torch.from_numpy(np.argsort(importance, kind="stable")[:removed])
 
 
 def remove_channels(weight: Tensor, layer: Layer, profile: Profile, group: str, removed: Tensor) -> Tensor:
@@ -60,17 +95,24 @@ def sparsify(weight: Tensor, sparsity: float) -> Tensor:
     return weight.flatten().index_fill(0, smallest, 0.0).view_as(weight)
 
 
-def reconstruct(weight: Tensor, rank: float) -> Tensor:
-    """The weight that its truncated singular value decomposition gives back: plain for linear, spatial for conv."""
+def to_matrix(weight: Tensor) -> Tensor:
+    """As it is factorized: (c_in, c_out) of a linear layer, (c_in · kh, c_out · kw) of a convolution."""
     if weight.ndim == 2:
-        matrix, kept = weight, linear_rank(rank, weight.shape[1], weight.shape[0])
-    else:
-        c_out, c_in, kh, kw = weight.shape
-        matrix = weight.permute(1, 2, 0, 3).reshape(c_in * kh, c_out * kw)
-        kept = spatial_rank(rank, (kh, kw), c_in, c_out)
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    low: Tensor = (u[:, :kept] * s[:kept]) @ v[:kept]
-    return low if weight.ndim == 2 else low.view(c_in, kh, c_out, kw).permute(2, 0, 1, 3).contiguous()
+        return weight.T
+    return weight.permute(1, 2, 0, 3).reshape(weight.shape[1] * weight.shape[2], -1)
+
+
+def reconstruct(network: Network, layer: str, rank: float) -> Tensor:
+    """The weight that the layer's factors give back when the share `rank` of them is kept."""
+    weight = weight_of(network.module, layer)
+    c_out, c_in = weight.shape[:2]
+    kernel = (weight.shape[2], weight.shape[3]) if weight.ndim == 4 else None
+    kept = spatial_rank(rank, kernel, c_in, c_out) if kernel else linear_rank(rank, c_in, c_out)
+    left, right = network.factors[layer]
+    low = (left[:, :kept] @ right[:kept]).to(weight.dtype)
+    if kernel is None:
+        return low.T.contiguous()
+    return low.view(c_in, kernel[0], c_out, kernel[1]).permute(2, 0, 1, 3).contiguous()
 
 
 def fake_quantize(weight: Tensor, bits: float) -> Tensor:
@@ -82,20 +124,22 @@ def fake_quantize(weight: Tensor, bits: float) -> Tensor:
     return rounded
 
 
-def perturb(module: nn.Module, profile: Profile, plan: Plan) -> Weights:
+def perturb(network: Network, plan: Plan) -> Weights:
     """The weights that differ once every setting of `plan` is applied, technique by technique in fixed order."""
-    changed: Weights = {}
+    module, profile, changed = network.module, network.profile, Weights()
     for technique in ORDER:
         for (name, key), level in plan.items():
             if key != technique:
                 continue
-            if technique == "prune_channels":
-                removed = least_important(module, profile, name, level)
+            if technique == "factorize":
+                changed[name] = reconstruct(network, name, level)
+            elif technique == "prune_channels":
+                removed = least_important(network, name, level)
                 for layer in consumers(profile, name):
                     before = changed.get(layer.name, weight_of(module, layer.name))
                     changed[layer.name] = remove_channels(before, layer, profile, name, removed)
             else:
-                change = {"prune_weights": sparsify, "factorize": reconstruct, "quantize": fake_quantize}[technique]
+                change = sparsify if technique == "prune_weights" else fake_quantize
                 changed[name] = change(changed.get(name, weight_of(module, name)), level)
     return changed
 

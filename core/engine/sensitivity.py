@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.engine.context import Report, silent
-from core.engine.perturb import consumers, perturb, weight_of
+from core.engine.perturb import Network, consumers, perturb, splittable, weight_of
 from core.engine.replay import Replay, copy_for_measuring
 from core.layers import Layer, Profile
 from core.sensitivity_table import (
@@ -52,20 +52,20 @@ def rows_of(profile: Profile, technique: str) -> list[str]:
     """The layers, or for prune_channels the groups, that a technique can act on."""
     if technique == "prune_channels":
         return [g.name for g in profile.groups if not g.blocked and g.channels > 1 and consumers(profile, g.name)]
-    splits = ("conv", "linear")
-    return [x.name for x in profile.tunable if technique != "factorize" or (x.kind in splits and x.groups == 1)]
+    return [x.name for x in (splittable(profile) if technique == "factorize" else profile.tunable)]
 
 
-def rank_cells(module: nn.Module, profile: Profile, x: Tensor, y: Tensor | None) -> list[Cell]:
+def rank_cells(network: Network, x: Tensor, y: Tensor | None) -> list[Cell]:
     """Tier 0 for every setting. Without labels `y` (n,) the model's own answers, drawn by its probabilities, stand in.
 
     x (n, c, h, w); 96 images rank as well as more.
     """
+    module, profile = network.module, network.profile
     changes: dict[str, list[tuple[int, Tensor]]] = {}  # layer → (cell, change of its weight)
     cells = settings(profile)
     energy = torch.zeros(len(cells), 2)  # squared change and squared weight
     for i, (key, level) in enumerate(cells):
-        for name, weight in perturb(module, profile, {key: level}).items():
+        for name, weight in perturb(network, {key: level}).items():
             change = weight - weight_of(module, name)
             changes.setdefault(name, []).append((i, change))
             energy[i] += torch.stack([change.square().sum(), weight_of(module, name).square().sum()])
@@ -124,8 +124,7 @@ def _per_image(part: nn.Module, layer: Layer, inputs: Tensor, grad: Tensor) -> T
 
 
 def measure_cells(
-    module: nn.Module,
-    profile: Profile,
+    network: Network,
     x: Tensor,
     y: Tensor | None,
     path: Path,
@@ -136,23 +135,23 @@ def measure_cells(
 
     x (n, c, h, w), 64 images suffice; fewer are used when their activations would not fit in MEMORY_BYTES.
     """
-    todo = settings(profile)
+    profile, todo = network.profile, settings(network.profile)
     rows = read_lines(path)
     if not rows or any(rows[0].get(k) != v for k, v in about.items()):
         path.unlink(missing_ok=True)
         append_lines(path, [dict(about)])
         report(0.0, "Ranking layers")
-        append_lines(path, map(row_of, rank_cells(module, profile, x, y)))
+        append_lines(path, map(row_of, rank_cells(network, x, y)))
     table = read_table(path)
     assert table is not None
     done = {key for key, cell in table.cells.items() if cell.kl is not None}
-    replay = _replay_that_fits(module, x, {x.name for x in profile.tunable})
+    replay = _replay_that_fits(network.module, x, {x.name for x in profile.tunable})
     labels = None if y is None else y[: len(replay.x)]
     for i, ((layer, technique), level) in enumerate(todo):
         if (layer, technique, level) in done:
             continue
         report(i / len(todo), f"Measuring {layer}, {technique} at {level:g}")
-        measures = compare(replay, *replay.run(perturb(module, profile, {(layer, technique): level})), labels)
+        measures = compare(replay, *replay.run(perturb(network, {(layer, technique): level})), labels)
         append_lines(path, [row_of(Cell(layer, technique, level, **measures))])
     report(1.0, "Sensitivity measured")
     table = read_table(path)

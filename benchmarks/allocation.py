@@ -1,0 +1,127 @@
+"""Allocation: true accuracy at equal budgets, without training, of uniform and allocated plans; time beside NSGA-II.
+
+    python -m benchmarks.allocation MODEL.onnx DATA.npz [--images 4000]
+
+Run `benchmarks.sensitivity` first: its table is read. Channels at 75, 62 and 50 % of the MACs, weights at 6, 5 and 4
+bits on average. NSGA-II (Optuna) searches the same table for 100 times as long as the exact solution takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.subjects import Subject, open_subject
+from core.choices import KINDS, Choices
+from core.engine.calibrate import answers, measure_plan
+from core.engine.sensitivity import rank_cells
+from core.sensitivity_table import Plan, SensitivityTable, read_table
+
+RESULTS = Path(__file__).parent / "results"
+FIRST = 2250  # images before it were seen by the table or by calibration
+WIDTHS = tuple(i / 16 for i in range(1, 16))
+BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
+PATIENCE = 100  # times the exact solution's time that NSGA-II gets
+
+
+def other_table(table: SensitivityTable, measure: str, subject: Subject) -> SensitivityTable:
+    """The table with another score in the place of KL: the plans that are measured beside it."""
+    x, y = subject.images(2000, 96)
+    ranked = {(c.layer, c.technique, c.level): c for c in rank_cells(subject.network, x, y)}
+    cells = {k: replace(c, kl=max(getattr(ranked[k], measure), 1e-12)) for k, c in table.cells.items()}
+    return SensitivityTable(table.about, cells)
+
+
+def uniform_channels(choices: Choices, budget: float) -> Plan:
+    """The same share removed from every open group, just within a budget of MACs."""
+    names = [g.name for g in choices.profile.groups if not g.blocked]
+    for ratio in np.linspace(0, 0.95, 191):
+        plan = {(name, "prune_channels"): float(ratio) for name in names}
+        if choices.cost_of(plan)[0] <= budget:
+            return plan
+    raise SystemExit("No uniform plan meets the budget.")
+
+
+def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[float, int]:
+    """(best summed KL within the budget, trials) of Optuna's NSGA-II on the same additive objective."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    items, k = choices.items({}), KINDS.index(kind)
+    floor = choices.cost_of({})[k] - sum(x.costs[0][k] for x in items)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        picks = [(x, trial.suggest_int(x.name, 0, len(x.levels) - 1)) for x in items]
+        return sum(x.losses[j] for x, j in picks), floor + sum(x.costs[j][k] for x, j in picks)
+
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.NSGAIISampler(seed=0))
+    study.optimize(objective, timeout=seconds)
+    allowed = [t.values[0] for t in study.trials if t.values and t.values[1] <= budget]
+    return min(allowed, default=float("inf")), len(study.trials)
+
+
+def compare(subject: Subject, table: SensitivityTable, images: int) -> list[dict[str, object]]:
+    x, y = subject.images(FIRST, images)
+    before = answers(subject.module, x)
+    base = float((before == y).double().mean())
+    tables = {"KL": table} | {k: other_table(table, k, subject) for k in ("fisher", "weight_error")}
+    rows = []
+    for technique, levels, kind, shares in (
+        ("prune_channels", WIDTHS, "macs", (0.75, 0.62, 0.5)),
+        ("quantize", BITS, "weight_bytes", (6, 5, 4)),
+    ):
+        for share in shares:
+            plain = Choices(subject.profile, table, {technique: levels})
+            if technique == "quantize":
+                uniform: Plan = {(layer.name, technique): float(share) for layer in subject.profile.tunable}
+                budget = plain.cost_of(uniform)[1]
+            else:
+                budget = share * plain.cost_of({})[0]
+                uniform = uniform_channels(plain, budget)
+            plans: Mapping[str, Plan] = {"uniform": uniform} | {
+                name: replace(plain, table=scores).spend({kind: budget}).levels for name, scores in tables.items()
+            }
+            start = time.perf_counter()
+            found = plain.spend({kind: budget})
+            seconds = time.perf_counter() - start
+            rival, trials = nsga(plain, kind, budget, PATIENCE * seconds)
+            truth = {k: base - measure_plan(subject.network, p, x, y, before)["accuracy"] for k, p in plans.items()}
+            row = {
+                "technique": technique,
+                "budget": share,
+                "accuracy": truth,
+                "original": base,
+                "costs": {k: plain.cost_of(p)[KINDS.index(kind)] / budget for k, p in plans.items()},
+                "kl": {"KL": found.loss, "uniform": plain.loss_of(uniform), "NSGA-II": rival},
+                "solve_ms": seconds * 1000,
+                "nsga_trials": trials,
+            }
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=4000)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    table = read_table(RESULTS / f"sensitivity-{args.model.stem}.jsonl")
+    if table is None:
+        raise SystemExit("Run benchmarks.sensitivity on this model first.")
+    subject = open_subject(args.model, args.data)
+    rows = compare(subject, table, args.images)
+    (RESULTS / f"allocation-{subject.name}.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

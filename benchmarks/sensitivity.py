@@ -1,0 +1,179 @@
+"""Sensitivity: tiers 0 and 1 against exact evaluation, in rank and in time, beside the ways other tools sweep layers.
+
+    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60]
+
+DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tiers 0
+and 1 see other images (96 and 64) than those. Times are processor seconds, so that a busy machine changes no ratio.
+Sweeps of other tools are timed on every tenth cell and scaled to the whole table: NNI and Distiller mask one layer and
+test the whole network; AIMET does so for ten ratios of every layer; torch-pruning cuts a copy and tests that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from benchmarks.subjects import Subject, open_subject
+from core.engine.perturb import least_important, perturb, swapped
+from core.engine.replay import Replay
+from core.engine.sensitivity import measure_cells, rank_cells, settings
+from core.sensitivity_table import LEVELS
+
+RESULTS = Path(__file__).parent / "results"
+CHUNK = 250  # images at once in the exact sweep
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of one call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[str, np.ndarray]:
+    """Change of cross-entropy and of accuracy, (cells,) each, over the images so far, with the prefix cached.
+
+    Kept after every 250 images: a run stopped by `minutes` goes on where it was.
+    """
+    path = RESULTS / f"sensitivity-{subject.name}-exact.npz"
+    cells, end = settings(subject.profile), time.monotonic() + 60 * minutes
+    kept = dict(np.load(path)) if path.exists() else {"loss": np.zeros(len(cells)), "hits": np.zeros(len(cells))}
+    done, spent = int(kept.get("images", 0)), float(kept.get("seconds", 0.0))
+    for i in range(done, len(x), CHUNK):
+        if time.monotonic() > end:
+            break
+        start = time.process_time()
+        replay = Replay(subject.module, x[i : i + CHUNK], [layer.name for layer in subject.profile.tunable])
+        labels = y[i : i + CHUNK]
+        base = float(F.cross_entropy(replay.logits, labels, reduction="sum"))
+        right = int((replay.logits.argmax(1) == labels).sum())
+        for j, (key, level) in enumerate(cells):
+            logits, _ = replay.run(perturb(subject.network, {key: level}))
+            kept["loss"][j] += float(F.cross_entropy(logits, labels, reduction="sum")) - base
+            kept["hits"][j] += int((logits.argmax(1) == labels).sum()) - right
+        done, spent = i + len(labels), spent + time.process_time() - start
+        kept |= {"images": np.array(done), "seconds": np.array(spent)}
+        np.savez(path, **kept)
+        print(f"exact sweep: {done} of {len(x)} images, {spent:.0f} s of processor time", flush=True)
+    return kept
+
+
+def run_whole(module: nn.Module, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """One full test, as NNI, Distiller and AIMET do it: every layer is computed again."""
+    with torch.inference_mode(), swapped(module, weights):
+        return torch.cat([module(part) for part in torch.split(x, CHUNK)])
+
+
+def same_as_uncached(subject: Subject, x: Tensor, every: int = 10) -> tuple[float, float, float]:
+    """(largest difference of the logits, cached seconds, uncached seconds) over every tenth cell on `x`."""
+    replay = Replay(subject.module, x, [layer.name for layer in subject.profile.tunable])
+    worst, times = 0.0, [0.0, 0.0]
+    for key, level in settings(subject.profile)[::every]:
+        weights, out = perturb(subject.network, {key: level}), []
+        times[0] += seconds(lambda w=weights, o=out: o.append(replay.run(w)[0]))
+        times[1] += seconds(lambda w=weights, o=out: o.append(run_whole(subject.module, x, w)))
+        worst = max(worst, float((out[0] - out[1]).abs().max()))
+    return worst, times[0], times[1]
+
+
+def cut_and_test(subject: Subject, x: Tensor, group: str, ratio: float) -> None:
+    """torch-pruning's way: copy, cut the group, test the smaller network."""
+    from core.engine.dependency import build_dependency
+    from core.engine.surgery import remove_channels
+
+    small = copy.deepcopy(subject.module)
+    dependency = build_dependency(small, torch.zeros(2, *x.shape[1:]))
+    removed = least_important(subject.network, group, ratio).tolist()
+    remove_channels(dependency, small.get_submodule(group), removed)
+    run_whole(small, x, {})
+
+
+def rivals(subject: Subject, x: Tensor, every: int = 10) -> dict[str, float]:
+    """Processor seconds of other tools' sweeps, scaled from every tenth cell and 250 images to the whole."""
+    cells, few = settings(subject.profile), x[:CHUNK]
+    scale = len(x) / len(few)
+    masked = sum(
+        seconds(lambda k=key, v=level: run_whole(subject.module, few, perturb(subject.network, {k: v})))
+        for key, level in cells[::every]
+    ) / len(cells[::every])
+    channels = [(key[0], level) for key, level in cells if key[1] == "prune_channels"]
+    cut = sum(
+        seconds(lambda g=group, r=ratio: cut_and_test(subject, few, g, r)) for group, ratio in channels[::every]
+    ) / max(1, len(channels[::every]))
+    layers = len(subject.profile.tunable)
+    return {
+        "NNI, Distiller: mask and test, this table": masked * scale * len(cells),
+        "AIMET: ten ratios of every layer, this table's four techniques": masked * scale * layers * 10 * len(LEVELS),
+        f"torch-pruning: cut and test, its {len(channels)} cells": cut * scale * len(channels),
+    }
+
+
+def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
+    judge = subject.images(args.first, args.images)
+    unseen = subject.images(args.first + args.images, 96)
+    cells = settings(subject.profile)
+    ranked = rank_cells(subject.network, *unseen)
+    tier0 = min(seconds(lambda: rank_cells(subject.network, *unseen)) for _ in range(3))
+    path = RESULTS / f"sensitivity-{subject.name}.jsonl"
+    path.unlink(missing_ok=True)
+    start = time.process_time()
+    table = measure_cells(subject.network, unseen[0][:64], None, path, {"model": subject.name})
+    tier1 = time.process_time() - start - tier0
+    swept = exact_sweep(subject, *judge, args.minutes)
+    loss, images = swept["loss"], int(swept["images"])
+    exact = float(swept["seconds"]) * args.images / images
+    order = [(name, technique, level) for (name, technique), level in cells]
+    worst, cached, uncached = same_as_uncached(subject, judge[0][:CHUNK])
+    by_key = {(c.layer, c.technique, c.level): c for c in ranked}
+    scores = {
+        "tier 1: KL, 64 images": np.array([table.cells[k].kl for k in order]),
+        "tier 1: SQNR of the logits": -np.array([table.cells[k].sqnr_db for k in order]),
+        "tier 1: feature cosine": -np.array([table.cells[k].cosine for k in order]),
+        "tier 0: empirical Fisher, 96 images": np.array([by_key[k].fisher for k in order]),
+        "tier 0: weight error, no data": np.array([by_key[k].weight_error for k in order]),
+    }
+    kinds = np.array([technique for _, technique, _ in order])
+    ranks = {
+        name: {"all": float(spearmanr(values, loss)[0])}
+        | {k: float(spearmanr(values[kinds == k], loss[kinds == k])[0]) for k in LEVELS if (kinds == k).sum() > 2}
+        for name, values in scores.items()
+    }
+    naive = rivals(subject, judge[0])
+    return {
+        "model": subject.name,
+        "cells": len(cells), "images": images, "seconds_scaled_to_images": args.images, "spearman": ranks,
+        "tier0_s": tier0, "tier1_s": tier1, "cached_exact_s": exact, "others_s": naive,
+        "prefix_cache": {"largest_difference": worst, "times_faster": uncached / cached},
+        "tier1_times_faster": {"than the cached exact sweep": exact / tier1}
+        | {f"than {name}": value / tier1 for name, value in naive.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop the exact sweep after so long; run again")
+    parser.add_argument("--first", type=int, default=0, help="first image, in a fixed permutation of the test images")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    RESULTS.mkdir(exist_ok=True)
+    found = report(open_subject(args.model, args.data), args)
+    (RESULTS / f"sensitivity-{found['model']}.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Tier 2: measure whole-network plans, so that the forecast knows what a sum of KL divergences costs in accuracy.
+
+Half of the plans lie on the allocation's own path, where users will look; the other half are random mixes of all
+techniques, spread evenly over the logarithm of predicted KL. Each is measured on the validation images in place of the
+weights (no export), beside the original's answers on the same images, and saved at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.allocate import Allocation
+from core.choices import Choices, key_levels, plan_rows
+from core.engine.context import Report, silent
+from core.engine.perturb import Network, perturb, swapped
+from core.engine.sensitivity import rows_of
+from core.forecast import sum_kl
+from core.layers import Profile
+from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, append_lines, read_lines
+
+COUNT = 16  # fewer leave the interval useless
+RANGE = (0.004, 2.0)  # summed KL in nats: from below what accuracy can show to a ruined network
+SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
+BATCH = 250
+
+
+def random_plan(profile: Profile, table: SensitivityTable, kl: float, rng: np.random.Generator) -> dict[Key, float]:
+    """A mix of all techniques over random layers and groups, whose summed KL is near `kl` (nats)."""
+    rows = [(name, technique) for technique in LEVELS for name in rows_of(profile, technique)]
+    rng.shuffle(rows)
+    plan: dict[Key, float] = {}
+    taken: set[str] = set()
+    left = kl
+    for name, technique in rows:
+        key = (str(name), str(technique))
+        if (key[0] in taken and technique != "quantize") or rng.random() < SHARE_LEFT:
+            continue
+        share = left * rng.beta(1, 4)
+        fitting = [x for x in LEVELS[technique] if (table.kl(*key, x) or np.inf) <= share]
+        if fitting:
+            plan[key] = max(fitting, key=lambda x: table.kl(*key, x) or 0.0)
+            taken.add(key[0])
+            left -= table.kl(*key, plan[key]) or 0.0
+    return plan
+
+
+def path_plans(profile: Profile, table: SensitivityTable, count: int) -> list[Plan]:
+    """Plans of the allocation's own: falling MACs by channels, then falling bytes by bits, within RANGE."""
+    plans: list[Plan] = []
+    searches = (("macs", "prune_channels"), ("weight_bytes", "quantize"))
+    for number, (kind, technique) in enumerate(searches):
+        wanted = count // 2 if number == 0 else count - len(plans)
+        if not rows_of(profile, technique):
+            continue
+        path = Choices(profile, table, {technique: LEVELS[technique]}).front(kind, 256)
+        inside = [a for a in path if RANGE[0] <= a.loss <= RANGE[1]]
+        plans += [a.levels for a in spread([a.loss for a in inside], inside, wanted)]
+    return plans
+
+
+def spread(losses: Sequence[float], things: Sequence[Allocation], count: int) -> list[Allocation]:
+    """`count` of the things, evenly spaced in the logarithm of their loss."""
+    if len(things) <= count:
+        return list(things)
+    x = np.log(losses)
+    aims = np.linspace(x.min(), x.max(), count)
+    return [things[i] for i in dict.fromkeys(int(np.abs(x - aim).argmin()) for aim in aims)]
+
+
+def calibration_plans(profile: Profile, table: SensitivityTable, count: int = COUNT, seed: int = 0) -> list[Plan]:
+    """The same plans every time, for the same table."""
+    rng = np.random.default_rng(seed)
+    plans = path_plans(profile, table, count // 2)
+    aims = np.geomspace(*RANGE, count - len(plans))
+    return plans + [random_plan(profile, table, float(aim), rng) for aim in aims]
+
+
+def measure_plan(network: Network, plan: Plan, x: Tensor, y: Tensor | None, before: Tensor) -> dict[str, float]:
+    """What a plan loses on images x (n, c, h, w) whose original answers are `before` (n,): agreement, and accuracy."""
+    with swapped(network.module, perturb(network, plan)):
+        after = answers(network.module, x)
+    lost = {"agreement": float((after != before).double().mean())}
+    if y is not None:
+        lost["accuracy"] = float((before == y).double().mean() - (after == y).double().mean())
+    return lost
+
+
+def answers(module: nn.Module, x: Tensor) -> Tensor:
+    """The class of every image (n,), in evaluation mode."""
+    module.eval()
+    with torch.inference_mode():
+        return torch.cat([module(part).argmax(1) for part in torch.split(x, BATCH)])
+
+
+def calibrate(
+    network: Network,
+    table: SensitivityTable,
+    x: Tensor,
+    y: Tensor | None,
+    path: Path,
+    about: Mapping[str, object],
+    report: Report = silent,
+) -> None:
+    """Measure what of the calibration plans is not in `path` yet; a file of other circumstances is begun anew."""
+    rows = read_lines(path)
+    if not rows or rows[0].get("about") != dict(about):
+        path.unlink(missing_ok=True)
+        append_lines(path, [{"about": dict(about)}])
+        rows = []
+    done = {frozenset(key_levels(row["plan"]).items()) for row in rows[1:]}
+    plans = calibration_plans(network.profile, table)
+    before = answers(network.module, x)
+    for number, plan in enumerate(plans):
+        settings = plan_rows(plan)
+        if frozenset(key_levels(settings).items()) in done:
+            continue
+        report(number / len(plans), f"Measuring whole-network plan {number + 1} of {len(plans)}")
+        lost = measure_plan(network, plan, x, y, before)
+        append_lines(path, [{"plan": settings, "kl": sum_kl(table, plan)[0], "drop": lost, "images": len(x)}])
+    report(1.0, "Forecast calibrated")

@@ -1,0 +1,48 @@
+"""The job behind the forecast: params {"model": id, "data": id} → tiers 0, 1 and 2 in the model's folder.
+
+    models/<id>/sensitivity-<data id>.jsonl   calibration-<data id>.jsonl
+
+Each cell and each plan is saved as it is measured, so a cancelled or killed job goes on where it stopped, and
+`core.forecast.load` may read at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from core.engine.calibrate import calibrate
+from core.engine.context import Report, silent
+from core.engine.data import Images, to_tensor
+from core.engine.perturb import describe
+from core.engine.progress import part
+from core.engine.sensitivity import measure_cells
+from core.engine.tasks import open_data, open_model
+from core.workspace import Workspace
+
+TABLE_IMAGES = 64  # without labels: KL needs none
+MOMENT_IMAGES = 128  # what the factors are weighted by
+CALIBRATION_IMAGES = 2000  # of the validation part, labelled or not
+
+
+def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, report: Report = silent) -> dict[str, Any]:
+    """Measure all three tiers. Returns {"cells", "plans"}, what the table and the calibration now hold."""
+    report(0.0, "Reading the model and the data")
+    model = open_model(workspace, {"kind": "workspace", "id": model_id})
+    data = open_data(workspace, data_id, model.card)
+    folder, profile = workspace.folder("models", model_id), workspace.profile(model_id)
+    network = describe(model.module, model.card, profile, data.calibration.take(slice(0, MOMENT_IMAGES)))
+    about = {"model": model_id, "data": data.card.hash, "levels": 1}
+    x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
+    path = folder / f"sensitivity-{data_id}.jsonl"
+    table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.7))
+    x, y = _tensors(data.validation, CALIBRATION_IMAGES, model.card)
+    plans = folder / f"calibration-{data_id}.jsonl"
+    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.7, 1.0))
+    return {"cells": len(table.cells), "plans": len(plans.read_text(encoding="utf-8").splitlines()) - 1}
+
+
+def _tensors(images: Images, count: int, card: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    few = images.take(slice(0, count))
+    return to_tensor(few.x, card), None if few.y is None else torch.from_numpy(few.y)

@@ -1,0 +1,112 @@
+"""Reading between measured widths and the affine step by hand; operator files that ONNX Runtime runs as they claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.engine import runtime
+from core.engine.latency_table import measure_table, operator_file, operators_of, time_operator, with_affine
+from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator, fit_affine
+from core.layers import Feed, Layer, Profile
+from core.ranks import Shape
+
+
+def conv(c_in: int, c_out: int, **more: object) -> Shape:
+    return Shape("conv", c_in, c_out, (3, 3), in_size=(8, 8), out_size=(8, 8), **more)  # type: ignore[arg-type]
+
+
+def test_measured_shapes_are_read_and_others_between_them_in_blocks() -> None:
+    """Times of 1 + 0.5 a + 0.25 b + 0.01 a b in blocks of 8."""
+    times = {Operator(conv(a, b)): 1 + 0.5 * a + 0.25 * b + 0.01 * a * b for a in (8, 16, 32) for b in (8, 24, 32)}
+    table = LatencyTable(times | {Operator(conv(16, 32)): 99.0 - 60.0}, block=8)
+    assert table.operator(conv(16, 32)) == 39.0
+    exact = LatencyTable(times, block=8)
+    assert exact.operator(conv(24, 16)) == pytest.approx(1 + 12 + 4 + 3.84)
+    assert exact.operator(conv(20, 11)) == pytest.approx(1 + 12 + 4 + 3.84)  # computed as 24 and 16
+    assert exact.operator(conv(25, 16)) > exact.operator(conv(24, 16))
+
+
+def test_types_and_families_are_apart() -> None:
+    wide, strided = conv(8, 8), Shape("conv", 8, 8, (3, 3), in_size=(8, 8), out_size=(4, 4))
+    table = LatencyTable({Operator(wide): 2.0, Operator(wide, INTEGER): 1.0, Operator(strided): 0.5})
+    assert table.operator(wide) == 2.0
+    assert [table.operator(wide, bits) for bits in (16, 8, 4)] == [2.0, 1.0, 1.0]
+    assert table.operator(strided) == 0.5
+    unseen = Shape("linear", 100, 70)
+    speed = (2 * wide.macs + strided.macs) / 3.5
+    assert table.operator(unseen) == pytest.approx(unseen.macs / speed)
+
+
+def test_the_affine_step_by_hand() -> None:
+    sums = np.array([1.0, 2.0, 4.0])
+    assert fit_affine(sums, 0.8 * sums - 0.1) == pytest.approx((0.8, -0.1))
+    assert fit_affine(sums[:1], np.array([3.0])) == (3.0, 0.0)
+    table = with_affine(LatencyTable({}), [1.0, 2.0], [2.5, 4.5])
+    assert (table.slope, table.intercept) == pytest.approx((2.0, 0.5))
+    assert table.whole(3.0) == pytest.approx(6.5)
+    assert table.operators(table.whole(3.0)) == pytest.approx(3.0)
+
+
+def test_a_table_travels_as_json() -> None:
+    import json
+
+    table = LatencyTable({Operator(conv(8, 8), INTEGER): 0.25}, 0.9, 0.1, 2, 4, 16, "x86_64")
+    assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+SHAPES = [
+    conv(16, 24),
+    Shape("conv", 6, 8, (5, 3), 2, (9, 8), (5, 4)),
+    Shape("conv", 4, 6, (2, 2), in_size=(8, 8), out_size=(4, 4)),
+    Shape("depthwise", 12, 12, (3, 3), 12, (8, 8), (8, 8)),
+    Shape("linear", 20, 5),
+]
+
+
+@pytest.mark.parametrize("kind", [FLOAT, INTEGER])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.kind}-{s.kernel}")
+def test_operator_files_run_and_have_the_shape_they_claim(shape: Shape, kind: str) -> None:
+    session = runtime.open_file(operator_file(Operator(shape, kind), 3))
+    source = session.get_inputs()[0]
+    x = np.ones(source.shape, np.uint8 if kind == INTEGER else np.float32)
+    made = session.run(None, {source.name: x})[0]
+    assert made.shape == (3, shape.out_channels, *(() if shape.kind == "linear" else shape.out_size))
+    assert made.dtype == x.dtype
+
+
+def test_the_integer_file_is_one_integer_operator(tmp_path: object) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{tmp_path}/out.onnx"
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(operator_file(Operator(conv(16, 16), INTEGER)), options, ["CPUExecutionProvider"])
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(f"{tmp_path}/out.onnx").graph.node]
+    assert "QLinearConv" in kinds
+    assert "Conv" not in kinds
+
+
+def test_times_are_of_this_machine_and_grow_with_the_work() -> None:
+    small, large = (time_operator(Operator(conv(c, c)), seconds=0.05) for c in (8, 128))
+    assert 0 < small < large  # 256 times the work
+
+
+def test_what_a_model_needs_is_each_layer_at_four_widths_once() -> None:
+    def layer(name: str, kind: str, c_in: int, c_out: int, groups: int = 1) -> Layer:
+        weights = c_in // groups * c_out * 9
+        return Layer(
+            name, kind, weights, weights * 64, c_in, c_out, (3, 3), groups, False, (c_out, 8, 8), 0, name,
+            (Feed("x"),), None, (c_in, 8, 8),
+        )  # fmt: skip
+
+    layers = (layer("a", "conv", 32, 32), layer("b", "conv", 32, 32), layer("c", "depthwise", 32, 32, 32))
+    found = operators_of(Profile(layers, (), 0, 0, 0, 0, 0), (FLOAT,))
+    assert len(found) == 16 + 4
+    assert {key.shape.in_channels for key in found} == {8, 16, 24, 32}
+    table = measure_table(found[:2], seconds=0.0)
+    assert set(table.times) == set(found[:2])
+    assert all(ms > 0 for ms in table.times.values())
