@@ -184,9 +184,9 @@ def _soft(draw: Draw) -> Grid:
 
 
 def _colours(draw: Draw) -> tuple[Grid, Grid]:
-    """Background and shape colour (3,), between 0.25 and 0.6 apart in at least one channel."""
+    """Background and shape colour (3,), between 0.3 and 0.6 apart in at least one channel."""
     ground, tint = _soft(draw), draw(3) * 2 - 1
-    tint *= _between(draw, 0.25, 0.6) / np.abs(tint).max()
+    tint *= _between(draw, 0.3, 0.6) / np.abs(tint).max()
     return ground, np.where((ground + tint < 0) | (ground + tint > 1), ground - tint, ground + tint)
 
 
@@ -202,7 +202,7 @@ def image(seed: int, i: int) -> tuple[NDArray[np.uint8], int, NDArray[np.bool_],
     _paint(canvas, cover, fill + _texture(draw)[:, :, None] * (draw(3) - 0.5) * _between(draw, 0.0, 0.4))
     mask = (cover > 0.5) & (_clutter(draw, canvas, int(draw() * 2)) <= 0.5)
     light = 1 + ((X - 16) * _between(draw, -1, 1) + (Y - 16) * _between(draw, -1, 1)) / 64
-    canvas = canvas * light[:, :, None] + (draw((SIZE, SIZE, 3)) - 0.5) * _between(draw, 0.03, 0.25)
+    canvas = canvas * light[:, :, None] + (draw((SIZE, SIZE, 3)) - 0.5) * _between(draw, 0.03, 0.2)
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8), label, mask, _box(mask)
 
 
