@@ -26,32 +26,37 @@ SHOWN_FOR = 600.0  # seconds a run that ended stays on the page
 def run_button(now: State) -> None:
     """Run the recipe as a job, or open what it made before."""
     made = layer_rows.made_by(workspace().candidates(now.model, now.data), now.recipe) if now.data else None
+    order = {"model": now.model, "data": now.data, "recipe": now.recipe.to_yaml()}
+    waiting = any(job.live and job.params == order for job in jobs().list())
+    why = _why_not_run(now, made, waiting)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
+        if st.button(
             "Run",
             type="primary",
             icon=":material/play_arrow:",
             shortcut="Ctrl+Enter",
             key="run",
-            on_click=partial(submit, now),
-            disabled=not now.recipe.active or now.data is None or made is not None,
+            disabled=bool(why),
             help="Apply the recipe, export the file and measure it on the test images.",
-        )
+        ):
+            jobs().submit("run", order, now.recipe.title)
+            st.rerun()  # the whole page, which then follows the job
         if made and st.button("Open its result", icon=":material/compare:", key="open-made"):
             now.picked = made
             st.switch_page("../pages/compare.py")
-    if made:
-        st.caption("This very recipe has been run on this model and data already.")
-    elif not now.recipe.active:
-        st.caption("Move a slider or switch a step on, then run the recipe.")
-    elif now.data is None:
-        st.caption("Add data to this model in the Library to run the recipe.")
+    if why:
+        st.caption(why)
 
 
-def submit(now: State) -> None:
-    """Queue the recipe. The page starts to follow it on its next full run."""
-    params = {"model": now.model, "data": now.data, "recipe": now.recipe.to_yaml()}
-    jobs().submit("run", params, now.recipe.title)
+def _why_not_run(now: State, made: str | None, waiting: bool) -> str:
+    """Why there is nothing to run; "" when there is."""
+    if now.data is None:
+        return "Add data to this model in the Library to run recipes."
+    if not now.recipe.active:
+        return "Move a slider or switch a step on, then run the recipe."
+    if waiting:
+        return "This recipe is being run; see below."
+    return "This very recipe has been run on this model and data already." if made else ""
 
 
 def strip(now: State, profile: Profile) -> None:

@@ -142,6 +142,8 @@ def test_run_queues_the_recipe_and_the_page_follows_it(space: Workspace) -> None
     assert (job.kind, job.title) == ("run", "Prune channels 40% → Quantize int8")
     assert job.params == {"model": "net-1", "data": "pets-1", "recipe": Recipe.from_yaml(BOTH).to_yaml()}
     assert tab.button(key="cancel").label == "Cancel"
+    assert tab.button(key="run").disabled  # not twice
+    assert "being run" in words(tab)
 
 
 def test_a_recipe_that_was_run_is_offered_and_not_run_again(space: Workspace) -> None:
