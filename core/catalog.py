@@ -5,115 +5,18 @@ docs all read it. A technique's code is `core/engine/techniques/<key>.py` with o
 
     apply(model, options, layers, context) -> Outcome
 
-where `layers` maps a layer's name to its own value of the dial. A new technique is one such file and one entry here.
+where `layers` maps a layer's name to its own value of the dial. A new technique is one such file and one entry here,
+whose options record is in `core/options.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from core.errors import RecipeError
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    step: float | None = None,
-    choices: tuple[Any, ...] = (),
-    unit: str = "",
-) -> Any:
-    """One option of a technique. A share is a fraction in [0, 1] with unit '%': screens multiply by 100."""
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "step": step, "choices": choices, "unit": unit},
-    )
-
-
-@dataclass(frozen=True)
-class PruneChannels:
-    ratio: float = option(0.3, "Share of channels removed.", low=0.0, high=0.95, step=0.01, unit="%")
-    criterion: str = option(
-        "l2", "How a channel's importance is scored.", choices=("l1", "l2", "bn_scale", "taylor", "fpgm")
-    )
-    scope: str = option(
-        "layer",
-        "layer: remove the same share everywhere. global: rank all channels of the network together.",
-        choices=("layer", "global"),
-    )
-    multiple: int = option(
-        8, "Widths are rounded to this multiple, since runtimes compute in blocks.", choices=(1, 2, 4, 8, 16)
-    )
-    repair: bool = option(
-        True, "Solve the layers that remain again, in closed form, so that they make up for what was removed."
-    )
-    reestimate: bool = option(
-        True, "Measure BatchNorm statistics again on the calibration images; kept only if agreement rises."
-    )
-
-
-@dataclass(frozen=True)
-class PruneWeights:
-    sparsity: float = option(0.5, "Share of weights set to zero.", low=0.0, high=0.99, step=0.01, unit="%")
-    criterion: str = option("lamp", "How a weight's importance is scored.", choices=("magnitude", "lamp"))
-    scope: str = option(
-        "global",
-        "global: rank all weights of the network together. layer: the same share everywhere.",
-        choices=("layer", "global"),
-    )
-    pattern: str = option(
-        "any",
-        "any, or N:M: of every M neighbouring input channels N weights stay; the pattern then sets the sparsity.",
-        choices=("any", "2:4", "1:4"),
-    )
-
-
-@dataclass(frozen=True)
-class Factorize:
-    rank: float = option(0.5, "Share of the full rank that is kept.", low=0.05, high=1.0, step=0.01, unit="%")
-    method: str = option(
-        "spatial_svd",
-        "How a convolution is split; linear layers are always split by SVD.",
-        choices=("spatial_svd", "tucker2"),
-    )
-    weighted: bool = option(True, "Keep what matters most on the calibration images; used by both SVDs.")
-
-
-@dataclass(frozen=True)
-class Quantize:
-    bits: int = option(8, "8: integer. 32: leave in float.", choices=(8, 32), unit="bits")
-    mode: str = option(
-        "int8",
-        "int8 with calibrated activations, int8 measured at run time, or 16-bit float.",
-        choices=("int8", "int8_dynamic", "float16"),
-    )
-    calibration: str = option(
-        "minmax", "How the range of activations is found.", choices=("minmax", "percentile", "entropy")
-    )
-    images: int = option(256, "Calibration images used.", low=16, high=512, step=16, unit="images")
-    activations: str = option(
-        "uint8", "Type of activations; int8 is much slower on x86 processors.", choices=("uint8", "int8")
-    )
-    weights: str = option(
-        "auto",
-        "8 bits, or 7 where the processor's 8-bit sums would overflow (AVX2 without VNNI).",
-        choices=("auto", "8", "7"),
-    )
-
-
-@dataclass(frozen=True)
-class Distill:
-    epochs: int = option(5, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
-    learning_rate: float = option(0.02, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)
-    teacher: bool = option(True, "Learn from the original model's answers as well as from the labels.")
-    alpha: float = option(0.7, "Weight of the teacher against the labels.", low=0.0, high=1.0, step=0.05, unit="%")
-    temperature: float = option(4.0, "How much the teacher's answers are softened.", low=1.0, high=20.0, step=0.5)
-    shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
-    loss: str = option("kl", "How the two answers are compared: divergence or correlation.", choices=("kl", "dist"))
+from core.options import Distill, Factorize, PruneChannels, PruneWeights, Quantize
 
 
 @dataclass(frozen=True)
@@ -157,7 +60,7 @@ CATALOG: dict[str, Technique] = {
             "model",
             "sparsity",
             0.0,
-            (),
+            ("calibration",),
             lambda o: f"Prune weights {o.sparsity:.0%}" if o.pattern == "any" else f"Prune weights {o.pattern}",
             "Sets single weights to zero: a smaller download once compressed, not a faster model on this runtime.",
             "Layer-adaptive Sparsity for the Magnitude-based Pruning (LAMP), Lee et al. 2021",

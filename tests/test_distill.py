@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from core.cards import ModelCard
-from core.catalog import Distill
 from core.engine.batchnorm import fold_batchnorm, insert_batchnorm
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
 from core.engine.techniques.distill import apply, dist_loss, kl_loss
 from core.engine.train import accuracy
 from core.errors import Cancelled, DataError, RecipeError
+from core.options import Distill
 
 CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), np.array([[1.0, 1.5, 0.0], [0.0, -1.0, 2.0]])

@@ -10,7 +10,6 @@ from tensorly.decomposition import partial_tucker
 from torch import nn
 
 from core.cards import ModelCard
-from core.catalog import Factorize
 from core.engine.context import Context
 from core.engine.data import Images
 from core.engine.techniques.factorize import (
@@ -22,6 +21,7 @@ from core.engine.techniques.factorize import (
     split_spatial,
     split_tucker,
 )
+from core.options import Factorize
 
 NOTHING = Images(np.zeros((0, 12, 10, 3), np.uint8), None)
 
@@ -155,7 +155,7 @@ def test_layers_are_replaced_in_place_with_names_that_follow(method: str) -> Non
 
 def test_what_would_be_larger_is_refused_with_the_numbers() -> None:
     model = residual_net()
-    outcome = apply(model, Factorize(1.0), {"conv": 0.9}, context())
+    outcome = apply(model, Factorize(1.0), {"conv": 0.9}, context(pictures()))
     (skip,) = outcome.skipped
     assert skip.layer == "conv"
     assert "4,128" in skip.reason  # rank round(0.9 · 48) = 43: 43 · (16 · 3 + 16 · 3) parameters
@@ -163,16 +163,18 @@ def test_what_would_be_larger_is_refused_with_the_numbers() -> None:
     assert isinstance(model.conv, nn.Conv2d)
 
 
-def test_weighting_lowers_the_error_of_the_output_on_other_images() -> None:
-    images, errors = pictures(200), {}
+def test_weighting_and_repair_lower_the_error_of_the_output_on_other_images() -> None:
+    images, errors = pictures(200), []
     calibration, fresh = images.take(slice(0, 100)), images.take(slice(100, 200))
     x = torch.from_numpy(fresh.x).permute(0, 3, 1, 2).float() / 255
-    for weighted in (False, True):
+    for weighted, repair in ((False, False), (True, False), (True, True)):
         model, original = residual_net(), residual_net()
-        apply(model, Factorize(1.0, weighted=weighted), {"conv": 0.15, "head": 0.2}, context(calibration))
+        options = Factorize(1.0, weighted=weighted, repair=repair)
+        apply(model, options, {"conv": 0.15, "head": 0.2}, context(calibration))
         with torch.no_grad():
-            errors[weighted] = float((model(x) - original(x)).norm())
-    assert errors[True] < 0.7 * errors[False], errors
+            errors.append(float((model(x) - original(x)).norm()))
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[2] < 0.7 * errors[1]
 
 
 def test_moments_are_those_of_the_padded_input_columns() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
-from core.catalog import PruneWeights
 from core.engine.context import Context
-from core.engine.data import Images
+from core.engine.data import Images, to_tensor
 from core.engine.techniques.prune_weights import apply, beyond_pattern, lowest, score_lamp, score_magnitude
+from core.options import PruneWeights
 
 NOTHING = Images(np.zeros((0, 8, 8, 3), np.uint8), None)
 CONTEXT = Context(ModelCard("net", "net", (3, 8, 8), ("a", "b")), NOTHING, NOTHING, NOTHING, False, None)
@@ -113,7 +115,7 @@ def test_pattern_keeps_the_largest_of_each_block_along_input_channels() -> None:
 @pytest.mark.parametrize(("pattern", "keep"), [("2:4", 2), ("1:4", 1)])
 def test_pattern_on_a_network(pattern: str, keep: int) -> None:
     model = net()
-    outcome = apply(model, PruneWeights(0.5, "magnitude", "layer", pattern), {}, CONTEXT)
+    outcome = apply(model, PruneWeights(0.5, "magnitude", "layer", pattern, repair=False), {}, CONTEXT)
     assert [(s.layer, "3 input channels" in s.reason) for s in outcome.skipped] == [("0", True)]
     assert zero_share(model[0]) == 0.0
     blocks = model[3].weight.movedim(1, -1).reshape(-1, 4)
@@ -125,3 +127,22 @@ def test_pattern_leaves_out_a_layer_whose_dial_is_zero() -> None:
     model = net()
     apply(model, PruneWeights(0.5, "lamp", "global", "2:4"), {"3": 0.0}, CONTEXT)
     assert (zero_share(model[3]), zero_share(model[5])) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("pattern", ["any", "2:4"])
+def test_surviving_weights_make_up_for_the_lost_ones(pattern: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
+    x = to_tensor(pixels[300:], CONTEXT.card)
+    errors, zeros = [], []
+    for repair in (False, True):
+        model, images = net().eval(), Images(pixels[:300], None)
+        apply(model, PruneWeights(0.5, "lamp", "layer", pattern, repair), {}, replace(CONTEXT, calibration=images))
+        errors.append(float((model(x) - net().eval()(x)).detach().norm()))
+        zeros.append([zero_share(model[i]) for i in (0, 3, 5)])
+    assert zeros[0] == zeros[1]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_without_images_the_reason_is_given() -> None:
+    (skip,) = apply(net(), PruneWeights(0.5), {}, CONTEXT).skipped
+    assert (skip.layer, "received 0 calibration images" in skip.reason) == ("repair", True)

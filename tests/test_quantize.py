@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from core.catalog import Quantize
 from core.engine import evaluate, runtime
 from core.engine.data import Images, to_input
 from core.engine.formats import onnx_writer
 from core.engine.techniques import quantize
 from core.errors import DataError
+from core.options import Quantize
 from tests.tiny import CARD, tiny_context, tiny_data, tiny_model
 
 LAYERS = {"stem", "block.0", "block.2", "down", "head"}

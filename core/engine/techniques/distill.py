@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.catalog import Distill
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.context import Context, Outcome
 from core.engine.data import Images, to_tensor
 from core.engine.train import Epoch, Loss, Plan, accuracy, cross_entropy, fit
 from core.engine.zeros import surviving
 from core.errors import DataError, RecipeError
+from core.options import Distill
 
 SAMPLE = 512  # images for BatchNorm statistics and for the loss before the first epoch
 BATCH = 256

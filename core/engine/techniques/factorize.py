@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from core.candidate import Skip
-from core.catalog import Factorize
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
+from core.engine.reconstruct import repair
+from core.engine.surgery import copy_model
 from core.layers import dial_for
+from core.options import Factorize
 from core.ranks import Shape, linear_rank, refusal, spatial_rank, tucker_ranks
 
 IMAGES, BATCH = 128, 32  # calibration images looked at, and how many at once
@@ -198,7 +200,7 @@ def split(layer: nn.Module, method: str, rank: float, moment: Tensor | None) -> 
 
 def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], context: Context) -> Outcome:
     """Replace layers of `model` in place. Returns as skipped what would not become smaller, with the reason."""
-    model.eval()
+    before = copy_model(model.eval())
     parts = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     ranks = {name: rank for name in parts if (rank := dial_for(layers, name, options.rank)) < 1}
     shapes: dict[str, Shape] = {}
@@ -209,7 +211,7 @@ def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], con
     _observe(model, {name: parts[name] for name in ranks}, torch.zeros(1, *context.card.input_shape), note)
     reasons = {name: refusal(shapes[name], options.method, ranks[name]) for name in shapes}
     reasons |= {name: "Kept: the model never calls it." for name in ranks if name not in shapes}
-    skipped = tuple(Skip("factorize", name, reason) for name, reason in reasons.items() if reason)
+    skipped = [Skip("factorize", name, reason) for name, reason in reasons.items() if reason]
     chosen = {name: parts[name] for name, reason in reasons.items() if not reason}
     weighted = {n: m for n, m in chosen.items() if isinstance(m, nn.Linear) or options.method == "spatial_svd"}
     moments = measure_moments(model, weighted, context) if options.weighted else {}
@@ -217,4 +219,7 @@ def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], con
         context.report(count / len(chosen), f"Factorizing {name}")
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, split(layer, options.method, ranks[name], moments.get(name)))
-    return Outcome(model, skipped)
+    if options.repair and chosen:
+        reason = repair(model, before, context.calibration, context.card, report=context.report)
+        skipped += [Skip("factorize", "repair", reason)] if reason else []
+    return Outcome(model, tuple(skipped))

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.candidate import Skip
-from core.catalog import PruneChannels
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
 from core.engine.graph import Structure, trace
@@ -29,6 +28,7 @@ from core.engine.reestimate import reestimate
 from core.engine.surgery import copy_model, remove_channels
 from core.errors import RecipeError
 from core.layers import Group, dial_for, kept_channels
+from core.options import PruneChannels
 
 KEY = "prune_channels"
 IMAGES, BATCH = 256, 32  # calibration images that Taylor reads, and how many at once

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.candidate import Skip
-from core.catalog import PruneWeights
 from core.engine.context import Context, Outcome
+from core.engine.reconstruct import repair
+from core.engine.surgery import copy_model
 from core.layers import dial_for
+from core.options import PruneWeights
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 Scores = NDArray[np.float64]
@@ -67,11 +69,12 @@ def beyond_pattern(scores: Scores, keep: int, block: int) -> NDArray[np.bool_]:
 
 
 def apply(model: nn.Module, options: PruneWeights, layers: Mapping[str, float], context: Context) -> Outcome:
-    """Zero the lowest weights of `model` in place.
+    """Zero the lowest weights of `model` in place, and let the others make up for it where calibration images exist.
 
     A layer in `layers` gets exactly its own sparsity; with scope "global" the others are ranked together. A pattern
     fixes the share, so there the dial only says whether a layer takes part (0: it does not).
     """
+    before = copy_model(model)
     parts = {name: part for name, part in model.named_modules() if isinstance(part, KINDS)}
     own = {name: dial_for(layers, name, None) for name in parts}
     wanted = {name: options.sparsity if value is None else value for name, value in own.items()}
@@ -87,6 +90,9 @@ def apply(model: nn.Module, options: PruneWeights, layers: Mapping[str, float], 
     with torch.no_grad():
         for name, zero in zeros.items():
             taking[name].weight.masked_fill_(torch.from_numpy(zero).to(taking[name].weight.device), 0.0)
+    if options.repair and zeros:
+        reason = repair(model, before, context.calibration, context.card, report=context.report)
+        skipped += [Skip("prune_weights", "repair", reason)] if reason else []
     context.report(1.0, f"Zeroed weights in {len(zeros)} layers")
     return Outcome(model, tuple(skipped))
 

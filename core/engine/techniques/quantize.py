@@ -32,11 +32,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from core.candidate import Skip
-from core.catalog import Quantize
 from core.engine.context import Context, Outcome
 from core.engine.data import to_input
 from core.errors import DataError
 from core.layers import dial_for
+from core.options import Quantize
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
