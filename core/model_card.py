@@ -35,7 +35,7 @@ def _share(share: Share | None) -> str:
 
 
 def _speed(row: Latency) -> str:
-    return f"{row.latency_ms:.3g} ms ({row.speedup:.2f} times faster, {row.speedup_low:.2f} to {row.speedup_high:.2f})"
+    return f"{row.latency_ms:.3g} ms, {row.speedup:.2f}× the speed ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
 
 
 def _how(scores: Scores) -> str:

@@ -43,7 +43,7 @@ def follow(job_id: str) -> None:
 
 try:
     card = workspace().model_card(now.model)
-    data = f" on {workspace().data_card(now.data).title}" if now.data else ""
+    data = f" · measured on {workspace().data_card(now.data).title}" if now.data else ""
     st.caption(plain(f"{card.title}{data}"))
     tuner(workspace().profile(now.model))
     job = recipe_strip.followed(now)

@@ -135,7 +135,7 @@ def test_the_card_says_what_was_measured_and_its_code_runs(made: tuple[Workspace
     scores = made[0].candidate(made[1]).scores
     assert scores.accuracy is not None
     assert f"| Accuracy (top-1) | {scores.accuracy.value:.2%}" in card
-    assert "| Latency, batch 32, 2 threads | 1 ms (1.50 times faster, 1.40 to 1.60) | 1.5 ms |" in card
+    assert "| Latency, batch 32, 2 threads | 1 ms, 1.50× the speed (1.40 to 1.60) | 1.5 ms |" in card
     code = re.search(r"```python\n(.*?)```", card, re.S)
     assert code is not None
     said = subprocess.run(
