@@ -1,6 +1,6 @@
 """Sensitivity: tiers 0 and 1 against exact evaluation, in rank and in time, beside the ways other tools sweep layers.
 
-    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60]
+    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60] [--sweep]
 
 DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tiers 0
 and 1 see other images (96 and 64) than those. Times are processor seconds, so that a busy machine changes no ratio.
@@ -30,7 +30,7 @@ from core.engine.sensitivity import measure_cells, rank_cells, settings
 from core.sensitivity_table import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
-CHUNK = 250  # images at once in the exact sweep
+CHUNK = 100  # images at once in the exact sweep
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -43,7 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
 def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[str, np.ndarray]:
     """Change of cross-entropy and of accuracy, (cells,) each, over the images so far, with the prefix cached.
 
-    Kept after every 250 images: a run stopped by `minutes` goes on where it was.
+    Kept after every chunk of images: a run stopped by `minutes` goes on where it was.
     """
     path = RESULTS / f"sensitivity-{subject.name}-exact.npz"
     cells, end = settings(subject.profile), time.monotonic() + 60 * minutes
@@ -99,7 +99,7 @@ def cut_and_test(subject: Subject, x: Tensor, group: str, ratio: float) -> None:
 
 
 def rivals(subject: Subject, x: Tensor, every: int = 10) -> dict[str, float]:
-    """Processor seconds of other tools' sweeps, scaled from every tenth cell and 250 images to the whole."""
+    """Processor seconds of other tools' sweeps, scaled from every tenth cell and one chunk of images to the whole."""
     cells, few = settings(subject.profile), x[:CHUNK]
     scale = len(x) / len(few)
     masked = sum(
@@ -122,6 +122,9 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     judge = subject.images(args.first, args.images)
     unseen = subject.images(args.first + args.images, 96)
     cells = settings(subject.profile)
+    swept = exact_sweep(subject, *judge, args.minutes)
+    loss, images = swept["loss"], int(swept["images"])
+    exact = float(swept["seconds"]) * args.images / images
     ranked = rank_cells(subject.network, *unseen)
     tier0 = min(seconds(lambda: rank_cells(subject.network, *unseen)) for _ in range(3))
     path = RESULTS / f"sensitivity-{subject.name}.jsonl"
@@ -129,9 +132,6 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     start = time.process_time()
     table = measure_cells(subject.network, unseen[0][:64], None, path, {"model": subject.name})
     tier1 = time.process_time() - start - tier0
-    swept = exact_sweep(subject, *judge, args.minutes)
-    loss, images = swept["loss"], int(swept["images"])
-    exact = float(swept["seconds"]) * args.images / images
     order = [(name, technique, level) for (name, technique), level in cells]
     worst, cached, uncached = same_as_uncached(subject, judge[0][:CHUNK])
     by_key = {(c.layer, c.technique, c.level): c for c in ranked}
@@ -165,12 +165,17 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop the exact sweep after so long; run again")
+    parser.add_argument("--sweep", action="store_true", help="only go on with the exact sweep")
     parser.add_argument("--first", type=int, default=0, help="first image, in a fixed permutation of the test images")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     RESULTS.mkdir(exist_ok=True)
-    found = report(open_subject(args.model, args.data), args)
+    subject = open_subject(args.model, args.data)
+    if args.sweep:
+        exact_sweep(subject, *subject.images(args.first, args.images), args.minutes)
+        return
+    found = report(subject, args)
     (RESULTS / f"sensitivity-{found['model']}.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.cards import ModelCard
-from core.options import Factorize
 from core.engine.context import Context
 from core.engine.data import Images
 from core.engine.perturb import (
@@ -31,6 +30,7 @@ from core.engine.sensitivity import measure_cells, rank_cells, rows_of, settings
 from core.engine.techniques import factorize
 from core.errors import Cancelled
 from core.layers import Feed, Group, Layer, Profile
+from core.options import Factorize
 from core.ranks import spatial_rank
 from core.sensitivity_table import LEVELS, read_lines, read_table
 

@@ -1,0 +1,146 @@
+"""Whole-network plans: where they lie, what they lose, and the job that leaves a forecast in the workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.cards import ModelCard
+from core.engine.calibrate import COUNT, RANGE, answers, calibrate, calibration_plans, measure_plan, random_plan
+from core.engine.data import Images, make_data
+from core.engine.data_sets import save_data
+from core.engine.formats import onnx_writer
+from core.engine.graph import trace
+from core.engine.models import Model, open_model
+from core.engine.perturb import Network, describe
+from core.engine.profile import profile
+from core.engine.sensitivity import settings
+from core.engine.sensitivity_job import measure_sensitivity
+from core.engine.tasks import bring_model, measure
+from core.errors import Cancelled
+from core.forecast import load, sum_kl
+from core.recipe import Recipe, Step
+from core.sensitivity_table import Cell, SensitivityTable, read_lines, severity
+from core.workspace import Workspace
+
+CARD = ModelCard("tiny", "Tiny", (3, 8, 8), tuple("abc"))
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    net, file = make_net(), tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    onnx_writer.export(net, CARD, file)
+    return describe(net, CARD, profile(Model(net, CARD), file), Images(np.zeros((0, 8, 8, 3), np.uint8), None))
+
+
+def make_table(network: Network) -> SensitivityTable:
+    """KL of 3 × severity²; of single precision bits, 30 ×."""
+    cells = {}
+    for (name, technique), level in settings(network.profile):
+        kl = (30 if technique == "quantize" else 3) * severity(technique, level) ** 2
+        cells[name, technique, level] = Cell(name, technique, level, kl=kl)
+    return SensitivityTable({}, cells)
+
+
+def pictures(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator), torch.randint(0, 3, (count,), generator=generator)
+
+
+def test_random_plans_reach_for_their_divergence(network: Network) -> None:
+    table, rng = make_table(network), np.random.default_rng(0)
+    for aim in (0.5, 5.0):
+        found = [sum_kl(table, random_plan(network.profile, table, aim, rng)) for _ in range(20)]
+        assert all(kl <= aim * (1 + 1e-9) and not missing for kl, missing in found)
+        assert np.median([kl for kl, _ in found]) > aim / 10
+    assert len({technique for _ in range(20) for _, technique in random_plan(network.profile, table, 5.0, rng)}) == 4
+
+
+def test_calibration_spans_the_range_and_is_the_same_every_time(network: Network) -> None:
+    table = make_table(network)
+    plans = calibration_plans(network.profile, table)
+    assert len(plans) == COUNT
+    assert plans == calibration_plans(network.profile, table)
+    kl = [sum_kl(table, plan)[0] for plan in plans]
+    assert min(kl) < 10 * RANGE[0]
+    assert RANGE[1] / 4 < max(kl) <= RANGE[1]
+
+
+def test_what_a_plan_loses(network: Network) -> None:
+    """Without its last layer's weights every image gets the answer of the largest bias."""
+    x, y = pictures(300)
+    before = answers(network.module, x)
+    assert measure_plan(network, {}, x, y, before) == {"agreement": 0.0, "accuracy": 0.0}
+    bias = network.module.get_submodule("5").bias
+    assert isinstance(bias, Tensor)
+    only = int(bias.argmax())
+    lost = measure_plan(network, {("5", "prune_weights"): 1.0}, x, y, before)
+    assert lost["agreement"] == pytest.approx(float((before != only).double().mean()))
+    assert lost["accuracy"] == pytest.approx(float((before == y).double().mean() - (y == only).double().mean()))
+    assert measure_plan(network, {("5", "prune_weights"): 1.0}, x, None, before).keys() == {"agreement"}
+
+
+def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> None:
+    path, table, (x, y) = tmp_path / "calibration.jsonl", make_table(network), pictures(40)
+    seen: list[str] = []
+
+    def stop_at_five(fraction: float, message: str, **_: object) -> None:
+        seen.append(message)
+        if len(seen) == 5:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        calibrate(network, table, x, y, path, {"images": 40}, stop_at_five)
+    assert len(read_lines(path)) == 1 + 4
+    first = read_lines(path)[1:]
+    calibrate(network, table, x, y, path, {"images": 40})
+    assert read_lines(path)[1:5] == first
+    assert len(read_lines(path)) == 1 + COUNT
+    calibrate(network, table, x[:20], y[:20], path, {"images": 20})
+    assert {row["images"] for row in read_lines(path)[1:]} == {20}
+
+
+def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
+    workspace, rng = Workspace(tmp_path / "home"), np.random.default_rng(0)
+    y = np.arange(400) % 3
+    x = rng.integers(0, 80, (400, 8, 8, 3)).astype(np.uint8) + (y * 80)[:, None, None, None].astype(np.uint8)
+    data = make_data("shades", Images(x, y.astype(np.int64)), None, tuple("abc"))
+    workspace.folder("data", "shades").mkdir()
+    save_data(data, workspace.folder("data", "shades"))
+    file = tmp_path / "tiny.onnx"
+    onnx_writer.export(make_net(), CARD, file)
+    source = {"kind": "file", "path": str(file), "classes": ["a", "b", "c"]}
+    model = open_model(source)
+    name = bring_model(workspace, source, model, lambda *_: None)
+    assert load(workspace, name, "shades") is None
+    measure(workspace, name, model, "shades", data, lambda *_: None)
+    seen: list[float] = []
+    made = measure_sensitivity(workspace, name, "shades", lambda fraction, *_, **__: seen.append(fraction))
+    assert seen == sorted(seen)
+    assert made == {"cells": len(settings(workspace.profile(name))), "plans": COUNT}
+    forecast = load(workspace, name, "shades")
+    assert forecast is not None
+    assert len(forecast.points) == COUNT
+    found = forecast.predict(Recipe((Step("quantize"),)))
+    assert found.value is not None
+    assert found.low is not None
+    assert found.low <= found.value <= (found.high or 0)
+    again: list[str] = []
+    measure_sensitivity(workspace, name, "shades", lambda _, message, **__: again.append(message))
+    assert not any("at" in message.split() for message in again)  # no cell is measured twice
+
+
+def test_profile_and_structure_agree(network: Network) -> None:
+    """The groups that importance is known for are the profile's open ones."""
+    structure = trace(network.module, torch.zeros(1, 3, 8, 8))
+    assert set(network.importance) == {group.name for group in structure.open}
