@@ -12,6 +12,7 @@ cifar10, a file (.npz, .zip) or a data set's name in the workspace. An error a u
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -48,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cnn-studio", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--workspace", type=Path, help="folder of models, data and candidates (CNN_STUDIO_HOME)")
     commands = parser.add_subparsers(required=True, metavar="studio | run | profile | samples")
     studio = commands.add_parser("studio", help="open the studio")
     studio.add_argument("--port", type=int, default=8501)
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="what every layer costs")
     profile.add_argument("model")
     profile.set_defaults(do=show_profile)
+    for command in (studio, run, profile):
+        command.add_argument("--workspace", type=Path, help="folder of models, data and candidates (CNN_STUDIO_HOME)")
     for command in (run, profile):
         command.add_argument("--architecture", help="torchvision's name of the network that a weights file belongs to")
         command.add_argument("--input-shape", type=_numbers(int), help="channels,height,width where the file is silent")
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def open_studio(options: argparse.Namespace) -> None:
     """Serve the studio until it is interrupted."""
+    if options.workspace:
+        os.environ["CNN_STUDIO_HOME"] = str(options.workspace.resolve())
     from app import server
 
     sys.argv = [str(server.__file__)]  # Streamlit looks for its settings beside the program that it runs
