@@ -59,14 +59,15 @@ function paramsOf(net, layer) {
 }
 
 function macsOf(net, layer) {
-  const weights = weightsOf(net, layer);
-  return weights ? Math.floor((layer.macs * weights) / (layer.params - (layer.bias ? layer.out_channels : 0))) : layer.macs;
+  if (plain(layer)) return layer.macs;
+  return Math.floor((layer.macs * weightsOf(net, layer)) / (layer.params - (layer.bias ? layer.out_channels : 0)));
 }
 
 function zerosOf(net, layer) {
-  const [zeros, of] = net.zeros[layer.name] ?? [0, 1], weights = weightsOf(net, layer);
-  net.exact &&= !zeros || weights === of;
-  return weights === of ? zeros : round((zeros * weights) / of);
+  const weights = weightsOf(net, layer), [zeros, of] = net.zeros[layer.name] ?? [0, weights];
+  if (weights === of) return zeros;
+  net.exact = false;
+  return round((zeros * weights) / of);
 }
 
 function bytesOf(net, layer) {
