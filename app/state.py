@@ -2,7 +2,7 @@
 `st.session_state`; pages read and change the record that `current()` returns.
 
 It is kept beside the widgets, not in them, so it survives a change of page; what matters is mirrored in the address
-(`?model=…&run=…`), so that a link opens the same choice.
+(`?model=…&run=…&job=…`), so that a link or a reload opens the same choice.
 """
 
 from __future__ import annotations
@@ -137,10 +137,13 @@ def follow_link() -> State:
                 state.pick(space.candidate(str(run)))
             except StudioError as error:
                 st.toast(str(error), icon=":material/link_off:")
+        state.job = st.query_params.get("job")  # a reload goes on following an opening
     state = current()
-    for name, value in (("model", state.model), ("run", state.picked)):
+    for name, value in (("model", state.model), ("run", state.picked), ("job", state.job)):
         if value and st.query_params.get(name) != value:
             st.query_params[name] = value
+        elif not value and name in st.query_params:
+            del st.query_params[name]
     return state
 
 

@@ -138,6 +138,17 @@ def test_a_link_opens_the_same_choice(full: dict[str, Any]) -> None:
     assert now.recipe == Recipe((Step("quantize"),))
 
 
+def test_a_reload_goes_on_following_an_opening(full: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobStore, "pump", lambda self: None)  # it stays in the queue
+    store = JobStore(Workspace())
+    job = store.submit("open", {"model": {}, "data": None}, "Open my net")
+    tab = studio("library", job=job)
+    assert "Open my net" in words(tab)
+    assert [bar.proto.text for bar in tab.get("progress")] == ["Waiting to start"]
+    store.cancel(job)
+    assert "Open my net" not in words(studio("library", job="no-such-job"))
+
+
 def test_undo_and_redo_walk_the_recipes(full: dict[str, Any]) -> None:
     now = studio("library").session_state[KEY]
     first, second = (Recipe((Step("prune_channels", {"ratio": ratio}),)) for ratio in (0.1, 0.2))
