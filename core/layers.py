@@ -115,7 +115,7 @@ def kept_channels(channels: int, ratio: float, multiple: int) -> int:
 
 def dial_for(layers: Mapping[str, Any], name: str, default: Any) -> Any:
     """A layer's own value of a step's dial. A factor of a split layer (`conv.0`) follows the layer it came from."""
-    while name:
+    while layers and name:
         if name in layers:
             return layers[name]
         name = name.rpartition(".")[0]

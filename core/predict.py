@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from core.layers import Feed, Group, Layer, Profile, dial_for, kept_channels
 from core.ranks import Shape, factors, refusal
@@ -53,6 +54,16 @@ def costs(profile: Profile, recipe: Recipe) -> Costs:
     return Costs(params, macs, size, nonzero, net.exact, rows)
 
 
+class _Size(NamedTuple):
+    """Of one layer or factor at the present widths."""
+
+    into: int  # input channels
+    out: int
+    weights: int
+    params: int
+    macs: int
+
+
 class _Network:
     """The network as the steps so far have left it. `parts` maps an original layer's name to what stands there now."""
 
@@ -71,52 +82,52 @@ class _Network:
 
     def channels(self, layer: Layer) -> tuple[int, int]:
         """Input and output channels now."""
-        into = sum(self.width[f.group] * f.repeat for f in layer.inputs) if layer.inputs else layer.in_channels
+        into = layer.in_channels
+        if layer.inputs:
+            into = 0
+            for feed in layer.inputs:
+                into += self.width[feed.group] * feed.repeat
         if layer.group in self.width:
             return into, self.width[layer.group]
         return into, into if layer.kind in ("norm", "depthwise") and layer.inputs else layer.out_channels
 
-    def weights(self, layer: Layer) -> int:
-        """Weights now, without biases; 0 for layers that are not convolutions or linear."""
+    def size(self, layer: Layer) -> _Size:
+        """What the layer is now. Weights are without biases, and 0 where it is no convolution and not linear."""
         into, out = self.channels(layer)
         if layer.kind in ("norm", "other"):
-            return 0
+            follows = layer.out_channels and (layer.group in self.width or layer.kind == "norm")
+            params = layer.params * out // layer.out_channels if follows else layer.params
+            return _Size(into, out, 0, params, layer.macs)
         groups = out if layer.kind == "depthwise" else layer.groups
-        return into // groups * out * layer.kernel[0] * layer.kernel[1]
+        weights = into // groups * out * layer.kernel[0] * layer.kernel[1]
+        macs = layer.macs * weights // (layer.params - layer.bias * layer.out_channels)
+        return _Size(into, out, weights, weights + layer.bias * out, macs)
 
-    def params(self, layer: Layer) -> int:
-        _, out = self.channels(layer)
-        if layer.kind in ("norm", "other"):
-            follows = layer.group in self.width or layer.kind == "norm"
-            return layer.params * out // layer.out_channels if follows and layer.out_channels else layer.params
-        return self.weights(layer) + layer.bias * out
-
-    def macs(self, layer: Layer) -> int:
-        weights = self.weights(layer)
-        return layer.macs * weights // (layer.params - layer.bias * layer.out_channels) if weights else layer.macs
-
-    def zeros_of(self, layer: Layer) -> int:
+    def zeros_in(self, layer: Layer, weights: int) -> int:
         """Where channels went after the zeros came, only their share is known."""
-        zeros, of = self.zeros.get(layer.name, (0, 1))
-        weights = self.weights(layer)
-        self.exact &= not zeros or weights == of
-        return zeros if weights == of else round(zeros * weights / of)
+        zeros, of = self.zeros.get(layer.name, (0, weights))
+        if weights == of:
+            return zeros
+        self.exact = False
+        return round(zeros * weights / of)
 
-    def bytes(self, layer: Layer) -> int:
-        """int8 weights come with a float scale and an int32 bias for each channel."""
-        bits, params = self.bits.get(layer.name, 32), self.params(layer)
-        if bits == 8 and (weights := self.weights(layer)):
-            return weights + 4 * (params - weights) + 4 * self.channels(layer)[1]
-        return 2 * params if bits == 16 else 4 * params
+    def bytes_of(self, layer: Layer, size: _Size) -> int:
+        """int8 weights come with a float scale for each channel; biases and norms take four bytes in either."""
+        bits = self.bits.get(layer.name, 32)
+        if bits == 8 and size.weights:
+            return size.weights + 4 * (size.params - size.weights) + 4 * size.out
+        return 2 * size.params if bits == 16 else 4 * size.params
 
     def cost(self, name: str) -> LayerCost:
-        parts = self.parts[name]
-        params, zeros = sum(map(self.params, parts)), sum(map(self.zeros_of, parts))
-        into, out = self.channels(parts[0])[0], self.channels(parts[-1])[1]
-        size = sum(map(self.bytes, parts))
-        return LayerCost(
-            name, params, sum(map(self.macs, parts)), size, into, out, self.notes.get(name, ""), params - zeros
-        )
+        params = macs = stored = zeros = 0
+        sizes = [self.size(part) for part in self.parts[name]]
+        for part, size in zip(self.parts[name], sizes, strict=True):
+            params += size.params
+            macs += size.macs
+            stored += self.bytes_of(part, size)
+            zeros += self.zeros_in(part, size.weights)
+        note = self.notes.get(name, "")
+        return LayerCost(name, params, macs, stored, sizes[0].into, sizes[-1].out, note, params - zeros)
 
 
 def _prune_channels(net: _Network, step: Step) -> None:
@@ -134,7 +145,7 @@ def _prune_channels(net: _Network, step: Step) -> None:
 def _prune_weights(net: _Network, step: Step) -> None:
     options = step.record
     for layer in net.layers:
-        weights, (into, _) = net.weights(layer), net.channels(layer)
+        into, _, weights, _, _ = net.size(layer)
         sparsity = dial_for(step.layers, layer.name, options.sparsity)
         if not weights or sparsity <= 0:
             continue
@@ -144,19 +155,23 @@ def _prune_weights(net: _Network, step: Step) -> None:
             across = 1 if layer.kind == "depthwise" else into // layer.groups
             fits = layer.kind != "conv_transpose" and across % block == 0
             zeros = weights // block * (block - keep) if fits else 0
-        net.zeros[layer.name] = (max(zeros, net.zeros_of(layer)), weights)
+        net.zeros[layer.name] = (max(zeros, net.zeros_in(layer, weights)), weights)
 
 
 def _factorize(net: _Network, step: Step) -> None:
+    options = step.record
     for origin, parts in net.parts.items():
-        net.parts[origin] = [new for layer in parts for new in _split(net, step, origin, layer)]
+        found = []
+        for layer in parts:
+            rank = dial_for(step.layers, layer.name, options.rank)
+            found += [layer] if rank >= 1 else _split(net, origin, layer, options.method, rank)
+        net.parts[origin] = found
 
 
-def _split(net: _Network, step: Step, origin: str, layer: Layer) -> list[Layer]:
-    rank = dial_for(step.layers, layer.name, step.record.rank)
-    if rank >= 1 or layer.kind in ("norm", "other"):
+def _split(net: _Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
+    if layer.kind in ("norm", "other"):
         return [layer]
-    shape, method = shape_of(layer, *net.channels(layer)), step.record.method
+    shape = shape_of(layer, *net.channels(layer))
     reason = refusal(shape, method, rank)
     if reason:
         net.notes[origin] = reason
@@ -199,9 +214,10 @@ def shape_of(layer: Layer, in_channels: int, out_channels: int) -> Shape:
 
 
 def _quantize(net: _Network, step: Step) -> None:
+    options = step.record
     for layer in net.layers:
-        if dial_for(step.layers, layer.name, step.record.bits) == 8:
-            net.bits[layer.name] = 16 if step.record.mode == "float16" else 8
+        if dial_for(step.layers, layer.name, options.bits) == 8:
+            net.bits[layer.name] = 16 if options.mode == "float16" else 8
 
 
 STEPS: dict[str, Callable[[_Network, Step], None]] = {

@@ -139,7 +139,11 @@ def _obstacle(node: Any) -> str:
             kept = kept and function._saved_dim % len(shape) == 1
         else:
             kept = kept and len(shape) > 1 and size[:2] == shape[:2]
-    return "" if kept and _axes_kept(function, name) else plain
+    if kept and _axes_kept(function, name):
+        return ""
+    return (
+        "Its channels are lengthened by constant ones (Pad), so their positions are fixed." if shown == "Pad" else plain
+    )
 
 
 def _axes_kept(function: Any, name: str) -> bool:
