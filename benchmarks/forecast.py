@@ -56,7 +56,7 @@ def calibrated(subject: Subject, table: SensitivityTable) -> tuple[Point, ...]:
 
 def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]]) -> dict[str, object]:
     kl, drop = (np.array([f(r) for r in rows]) for f in (lambda r: r["kl"], lambda r: r["drop"]["accuracy"]))
-    found = [_at(forecast, float(k)) for k in kl]
+    found = [forecast.calibration(False).at(float(k)) for k in kl]
     predicted, wide = np.array([f[0] for f in found]), np.array([f[1] for f in found])
     errors, near = np.abs(predicted - drop), drop < NEAR
     start = time.perf_counter()
@@ -82,14 +82,6 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
         },
         "predict_60_settings_ms": (time.perf_counter() - start) * 10,
     }
-
-
-def _at(forecast: Forecast, kl: float) -> tuple[float, float]:
-    """(loss, half-width) at a summed KL."""
-    from core.forecast import read_map
-
-    drop = read_map(*forecast._map, kl)
-    return drop, forecast._widths[drop >= NEAR]
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 The KL divergences of a recipe's settings, each measured alone, are summed; a non-decreasing map from the logarithm of
 the sum to the accuracy lost, fitted to whole-network measurements, turns nats into points. The interval is conformal
 (Vovk et al. 2005): a quantile of the leave-one-out errors, taken separately near the original and far from it
-(Mondrian). Everything the user runs joins the measurements. Beyond the largest of them it says so.
+(Mondrian). Plans that repair what remains have a map of their own: they lose
+far less at the same KL. Everything the user runs joins the measurements. Beyond the largest of them it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from core.candidate import Candidate, Scores
 from core.layers import Profile
-from core.plan import plan_of
+from core.plan import plan_of, repaired
 from core.recipe import Recipe
 from core.sensitivity_table import (
     SMALLEST_KL,
@@ -49,6 +50,7 @@ class Point:
     kl: float  # nats, summed from the table
     drop: float  # accuracy (or agreement) lost against the original on the same images
     source: str  # "calibration", or the candidate's id
+    repaired: bool = False  # whether what remains was solved again, which wins back much of it
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,39 @@ def half_width(errors: Array) -> float:
     return float(ranked[min(len(ranked), ceil((len(ranked) + 1) * COVERAGE)) - 1])
 
 
+class Calibration:
+    """The map from KL to loss that some measured plans give, with its intervals."""
+
+    def __init__(self, points: tuple[Point, ...]) -> None:
+        self.points = points
+        self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
+
+    @cached_property
+    def _map(self) -> tuple[Array, Array]:
+        return fit(self.kl, self.drop)
+
+    @cached_property
+    def left_out(self) -> Array:
+        """(n,) the loss predicted for each point from all others."""
+        keep = ~np.eye(len(self.kl), dtype=bool)
+        return np.array([read_map(*fit(self.kl[rest], self.drop[rest]), self.kl[i]) for i, rest in enumerate(keep)])
+
+    @cached_property
+    def _widths(self) -> tuple[float, float]:
+        """Half-widths near and far; a side with too few points takes all."""
+        errors, far = np.abs(self.left_out - self.drop), self.left_out >= NEAR
+        near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
+        return near, away
+
+    def at(self, kl: float) -> tuple[float, float]:
+        """(loss, half-width of its interval) at a summed KL."""
+        drop = read_map(*self._map, kl)
+        return drop, self.width(drop)
+
+    def width(self, drop: float) -> float:
+        return self._widths[drop >= NEAR]
+
+
 @dataclass(frozen=True)
 class Forecast:
     """`baseline` is the original's own verified accuracy, or 1 where `measure` is agreement."""
@@ -118,64 +153,46 @@ class Forecast:
     def predict(self, recipe: Recipe) -> Prediction:
         """Under 5 ms for 60 layers."""
         plan, reasons = plan_of(self.profile, recipe)
-        return self.predict_plan(plan, "; ".join(reasons))
+        return self.predict_plan(plan, repaired(recipe), "; ".join(reasons))
 
-    def predict_plan(self, plan: Plan, reason: str = "") -> Prediction:
+    def predict_plan(self, plan: Plan, repair: bool = False, reason: str = "") -> Prediction:
         kl, missing = sum_kl(self.table, plan)
         if missing:
             return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
         if kl == 0:
             return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
-        if len(self.points) < FEWEST:
-            few = f"rank only: {len(self.points)} of at least {FEWEST} whole-network measurements are done"
+        known = self.calibration(repair)
+        if len(known.points) < FEWEST:
+            few = f"rank only: {len(known.points)} of at least {FEWEST} whole-network measurements are done"
             return Prediction(None, None, None, kl, False, few)
-        drop = read_map(*self._map, kl)
-        wide = self._widths[drop >= NEAR]
+        drop, wide = known.at(kl)
         low, high = (min(1.0, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
-        return Prediction(self.baseline - drop, low, high, kl, kl > self.largest_kl, reason)
+        return Prediction(self.baseline - drop, low, high, kl, kl > known.kl.max(), reason)
 
-    @property
-    def largest_kl(self) -> float:
-        return max(point.kl for point in self.points)
-
-    @cached_property
-    def _map(self) -> tuple[Array, Array]:
-        kl, drop = self._arrays
-        return fit(kl, drop)
+    def calibration(self, repair: bool) -> Calibration:
+        return self._calibrations[repair]
 
     @cached_property
-    def _arrays(self) -> tuple[Array, Array]:
-        return np.array([p.kl for p in self.points]), np.array([p.drop for p in self.points])
-
-    @cached_property
-    def _left_out(self) -> Array:
-        """(n,) the loss predicted for each point from all others."""
-        kl, drop = self._arrays
-        keep = ~np.eye(len(kl), dtype=bool)
-        return np.array([read_map(*fit(kl[rest], drop[rest]), kl[i]) for i, rest in enumerate(keep)])
-
-    @cached_property
-    def _widths(self) -> tuple[float, float]:
-        """Half-widths near and far; a side with too few points takes all."""
-        errors, far = np.abs(self._left_out - self._arrays[1]), self._left_out >= NEAR
-        sides = (errors[side] if side.sum() >= 4 else errors for side in (~far, far))
-        near, away = map(half_width, sides)
-        return near, away
+    def _calibrations(self) -> tuple[Calibration, Calibration]:
+        plain, mended = (Calibration(tuple(p for p in self.points if p.repaired is r)) for r in (False, True))
+        return plain, mended
 
     @cached_property
     def checks(self) -> tuple[Check, ...]:
-        """Predicted against measured, for the chart."""
-        if len(self.points) < FEWEST:
-            return ()
-        rows = zip(self.points, self._left_out.tolist(), strict=True)
-        return tuple(Check(point, drop, self._widths[drop >= NEAR]) for point, drop in rows)
+        """Predicted against measured, each point by all others of its kind: for the chart."""
+        return tuple(
+            Check(point, drop, known.width(drop))
+            for known in self._calibrations
+            if len(known.points) >= FEWEST
+            for point, drop in zip(known.points, known.left_out.tolist(), strict=True)
+        )
 
     def track(self) -> Track | None:
         """None before there is anything to judge by."""
         if not self.checks:
             return None
-        predicted = np.array([c.predicted for c in self.checks])
-        measured, wide = self._arrays[1], np.array([c.half_width for c in self.checks])
+        rows = np.array([(c.predicted, c.point.drop, c.half_width) for c in self.checks])
+        predicted, measured, wide = rows.T
         errors = np.abs(predicted - measured)
         ranks = np.corrcoef(rank(predicted), rank(measured))[0, 1] if np.ptp(predicted) and np.ptp(measured) else 0.0
         return Track(float(errors.mean()), float(ranks), float((errors <= wide).mean()), len(errors))
@@ -214,7 +231,7 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
 def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
     kl, missing = sum_kl(table, {(layer, technique): level for layer, technique, level in row["plan"]})
     drop = row["drop"].get(measure)
-    return None if missing or drop is None else Point(kl, drop, "calibration")
+    return None if missing or drop is None else Point(kl, drop, "calibration", row.get("repaired", False))
 
 
 def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:
@@ -225,5 +242,5 @@ def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candid
     if reasons or missing or not plan:
         return None
     if baseline.accuracy and candidate.scores.accuracy:
-        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name)
-    return Point(kl, 1 - candidate.scores.agreement.value, name)
+        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name, repaired(recipe))
+    return Point(kl, 1 - candidate.scores.agreement.value, name, repaired(recipe))

@@ -1,4 +1,4 @@
-"""Recipe → plan: the level that every layer and group really gets, as the sensitivity table is keyed.
+"""Recipe → plan, the level that every layer and group really gets, as the sensitivity table is keyed; and back.
 
 The same rules as the techniques' own: channels rounded to the step's multiple, blocked groups and refused ranks left
 out. What a plan cannot say (training, a ranking of the whole network) is returned as sentences.
@@ -7,6 +7,7 @@ out. What a plan cannot say (training, a ranking of the whole network) is return
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from core.catalog import CATALOG
 from core.errors import RecipeError
@@ -14,7 +15,7 @@ from core.layers import Profile, dial_for, kept_channels
 from core.predict import shape_of
 from core.ranks import refusal
 from core.recipe import Recipe, Step
-from core.sensitivity_table import Key, severity
+from core.sensitivity_table import Key, Plan, severity
 
 TRAINED = "before distillation: what training wins back is not predicted"
 RANKED = "the step ranks the whole network, so every layer's share is taken as equal"
@@ -71,3 +72,31 @@ def _bits(profile: Profile, step: Step) -> Iterable[tuple[str, float]]:
 
 
 _SETTINGS = {"prune_channels": _channels, "prune_weights": _weights, "factorize": _ranks, "quantize": _bits}
+
+
+# What makes a step do nothing but what its layers say, exactly.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "prune_channels": {"ratio": 0.0, "multiple": 1},
+    "factorize": {"rank": 1.0},
+    "prune_weights": {"sparsity": 0.0, "scope": "layer"},
+    "quantize": {"bits": 32},
+}
+
+
+def steps_of(plan: Plan) -> tuple[Step, ...]:
+    """The steps that give every layer and group what `plan` says, structure first.
+
+    Raises RecipeError for a level that a technique does not accept, as 4 bits where only 8 can be run.
+    """
+    steps = []
+    for technique, options in _PLAIN.items():
+        whole = technique == "quantize"  # bits are whole numbers
+        levels = {name: int(v) if whole else v for (name, key), v in sorted(plan.items()) if key == technique}
+        if any(severity(technique, level) for level in levels.values()):
+            steps.append(Step(technique, options, levels))
+    return tuple(steps)
+
+
+def repaired(recipe: Recipe) -> bool:
+    """Whether some step makes up for what it removes, so that less is lost than its settings alone would cost."""
+    return any(getattr(step.record, "repair", False) for step in recipe.active if step.technique in _SETTINGS)

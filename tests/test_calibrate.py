@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
-from core.engine.calibrate import COUNT, RANGE, answers, calibrate, calibration_plans, measure_plan, random_plan
+from core.engine.calibrate import (
+    COUNT,
+    RANGE,
+    answers,
+    calibrate,
+    calibration_plans,
+    lost,
+    measure_plan,
+    mend,
+    random_plan,
+)
 from core.engine.data import Images, make_data
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -127,10 +137,10 @@ def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
     seen: list[float] = []
     made = measure_sensitivity(workspace, name, "shades", lambda fraction, *_, **__: seen.append(fraction))
     assert seen == sorted(seen)
-    assert made == {"cells": len(settings(workspace.profile(name))), "plans": COUNT}
+    assert made == {"cells": len(settings(workspace.profile(name))), "plans": 2 * COUNT}
     forecast = load(workspace, name, "shades")
     assert forecast is not None
-    assert len(forecast.points) == COUNT
+    assert [sum(p.repaired is r for p in forecast.points) for r in (False, True)] == [COUNT, COUNT]
     found = forecast.predict(Recipe((Step("quantize"),)))
     assert found.value is not None
     assert found.low is not None
@@ -138,6 +148,22 @@ def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
     again: list[str] = []
     measure_sensitivity(workspace, name, "shades", lambda _, message, **__: again.append(message))
     assert not any("at" in message.split() for message in again)  # no cell is measured twice
+
+
+def test_a_mended_plan_is_what_the_techniques_make(network: Network, tmp_path: Path) -> None:
+    """Repaired factors answer more like the original than the settings alone."""
+    pixels = Images(np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3)).astype(np.uint8), None)
+    data = make_data("noise", pixels, None, tuple("abc"))
+    plan = {("2", "factorize"): 0.2, ("5", "prune_weights"): 0.5}
+    model = Model(network.module, CARD)
+    mended = mend(plan, model, data, tmp_path)
+    assert isinstance(mended.get_submodule("2"), nn.Sequential)
+    assert float((mended.get_submodule("5").weight == 0).double().mean()) == pytest.approx(0.5)  # type: ignore[union-attr]
+    x, _ = pictures(200)
+    before = answers(network.module, x)
+    assert (
+        lost(answers(mended, x), None, before)["agreement"] < measure_plan(network, plan, x, None, before)["agreement"]
+    )
 
 
 def test_profile_and_structure_agree(network: Network) -> None:

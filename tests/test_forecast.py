@@ -15,9 +15,10 @@ from scipy.stats import spearmanr
 
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
+from core.errors import RecipeError
 from core.forecast import Forecast, Point, fit, half_width, load, rank, read_map
 from core.layers import Feed, Group, Layer, Profile
-from core.plan import RANKED, TRAINED, plan_of
+from core.plan import RANKED, TRAINED, plan_of, steps_of
 from core.recipe import Recipe, Step
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable, append_lines, row_of, severity
 from core.workspace import Workspace, write_json
@@ -91,7 +92,7 @@ def test_ranks_share_ties(values: list[float]) -> None:
 
 def test_prediction_sums_what_each_setting_costs_alone() -> None:
     forecast = Forecast(PROFILE, TABLE, points(16), baseline=0.9)
-    recipe = Recipe((Step("prune_channels", {"ratio": 0.5}), Step("quantize")))
+    recipe = Recipe((Step("prune_channels", {"ratio": 0.5, "repair": False}), Step("quantize")))
     found = forecast.predict(recipe)
     kl = 2 * 0.5**2 + 3 * 2.0 ** (2 * (1 - 8))  # groups a and b at half, three layers at 8 bits
     assert found.kl == pytest.approx(kl)
@@ -104,9 +105,40 @@ def test_prediction_sums_what_each_setting_costs_alone() -> None:
     assert (untouched.value, untouched.low, untouched.high) == (0.9, 0.9, 0.9)
 
 
+def test_repaired_recipes_have_a_map_of_their_own() -> None:
+    """Measured to lose a tenth of what the settings alone cost."""
+    mended = tuple(Point(p.kl, p.drop / 10, "calibration", True) for p in points(16))
+    forecast = Forecast(PROFILE, TABLE, (*points(16), *mended), baseline=0.9)
+    plain, repaired = (
+        forecast.predict(Recipe((Step("factorize", {"rank": 0.25, "repair": repair}),))) for repair in (False, True)
+    )
+    assert plain.kl == repaired.kl
+    assert plain.value is not None
+    assert repaired.value is not None
+    assert 0.9 - plain.value == pytest.approx(10 * (0.9 - repaired.value))
+    assert Forecast(PROFILE, TABLE, points(16), 0.9).predict(Recipe((Step("factorize"),))).value is None
+
+
+def test_a_plan_becomes_steps_and_back() -> None:
+    plan = {
+        ("a", "prune_channels"): 0.25,
+        ("b", "factorize"): 0.25,
+        ("c", "prune_weights"): 0.5,
+        ("b", "quantize"): 8.0,
+    }
+    steps = steps_of(plan)
+    assert [step.technique for step in steps] == ["prune_channels", "factorize", "prune_weights", "quantize"]
+    assert plan_of(PROFILE, Recipe(steps)) == (plan, [])
+    assert steps_of({("a", "quantize"): 32.0}) == ()
+    with pytest.raises(RecipeError, match="accepted is 8, 32"):
+        steps_of({("a", "quantize"): 4.0})
+
+
 def test_beyond_the_measured_range_it_says_so() -> None:
     forecast = Forecast(PROFILE, make_table(PROFILE, 40.0), points(16), baseline=0.9)
-    assert forecast.predict(Recipe((Step("prune_weights", {"sparsity": 0.9, "scope": "layer"}),))).extrapolating
+    assert forecast.predict(
+        Recipe((Step("prune_weights", {"sparsity": 0.9, "scope": "layer", "repair": False}),))
+    ).extrapolating
 
 
 def test_intervals_near_and_far_are_kept_apart() -> None:
@@ -210,12 +242,12 @@ def test_a_workspace_gives_calibration_and_what_was_run(tmp_path: Path) -> None:
     plan = [["a", "quantize", 2.0]]
     rows = [{"plan": plan, "drop": {"accuracy": 0.1, "agreement": 0.2}}]
     append_lines(folder / "calibration-d.jsonl", [{"about": {}}, *rows])
-    put(workspace, "pruned", Recipe((Step("prune_channels", {"ratio": 0.5}),)), 0.7)
-    put(workspace, "trained", Recipe((Step("prune_channels", {"ratio": 0.5}), Step("distill"))), 0.8)
+    put(workspace, "pruned", Recipe((Step("prune_channels", {"ratio": 0.5, "repair": False}),)), 0.7)
+    put(workspace, "trained", Recipe((Step("prune_channels", {"ratio": 0.5, "repair": False}), Step("distill"))), 0.8)
     found = load(workspace, "m", "d")
     assert found is not None
     assert found.baseline == 0.8
     assert [(p.source, pytest.approx(p.drop)) for p in found.points] == [("calibration", 0.1), ("pruned", 0.1)]
     assert found.points[0].kl == pytest.approx(0.25)
     assert found.points[1].kl == pytest.approx(0.5)
-    assert log(found.largest_kl) == pytest.approx(log(0.5))
+    assert log(found.calibration(False).kl.max()) == pytest.approx(log(0.5))

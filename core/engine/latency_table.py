@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from core.engine import runtime
 from core.engine.context import Report, silent
@@ -64,34 +65,18 @@ def operator_file(operator: Operator, batch: int = 1) -> bytes:
     linear = shape.kind == "linear"
     groups = shape.out_channels if shape.kind == "depthwise" else shape.groups
     size = [batch, shape.in_channels] if linear else [batch, shape.in_channels, *shape.in_size]
-    weight = [shape.out_channels, shape.in_channels] if linear else [shape.out_channels, shape.in_channels // groups]
-    weight += [] if linear else list(shape.kernel)
+    weight = [shape.out_channels, shape.in_channels // groups, *([] if linear else shape.kernel)]
     values = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
     main = "Gemm" if linear else "Conv"
     options = {"transB": 1} if linear else {"group": groups, **_window(shape)}
-    bias = np.zeros(shape.out_channels, np.float32)
-    if not integer:
-        nodes = [helper.make_node(main, ["x", "w", "b"], ["y"], **options), helper.make_node("Relu", ["y"], ["z"])]
-        constants: dict[str, object] = {"w": values, "b": bias}
+    if integer:
+        before, inputs, after, constants = _integer_ends(values)
     else:
-        scales = np.full(shape.out_channels, 0.02, np.float32)
-        constants = {
-            "w": np.clip(np.round(values * 40), -63, 63).astype(np.int8), "s": np.float32(0.05), "k": scales,
-            "zero": np.uint8(128), "zeros": np.zeros(shape.out_channels, np.int8),
-            "b": np.zeros(shape.out_channels, np.int32), "t": scales * np.float32(0.05),
-            "b0": np.zeros(shape.out_channels, np.int32), "least": np.uint8(0),
-        }  # fmt: skip
-        nodes = [
-            helper.make_node("DequantizeLinear", ["x", "s", "zero"], ["xf"]),
-            helper.make_node("DequantizeLinear", ["w", "k", "zeros"], ["wf"], axis=0),
-            helper.make_node("DequantizeLinear", ["b", "t", "b0"], ["bf"], axis=0),
-            helper.make_node(main, ["xf", "wf", "bf"], ["y"], **options),
-            helper.make_node("Relu", ["y"], ["r"]),
-            helper.make_node("QuantizeLinear", ["r", "s", "least"], ["z"]),
-        ]
+        before, inputs, after = [], ["x", "w", "b"], [helper.make_node("Relu", ["y"], ["z"])]
+        constants = {"w": values, "b": np.zeros(shape.out_channels, np.float32)}
     kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
     graph = helper.make_graph(
-        nodes,
+        [*before, helper.make_node(main, inputs, ["y"], **options), *after],
         "operator",
         [helper.make_tensor_value_info("x", kind, size)],
         [helper.make_tensor_value_info("z", kind, None)],
@@ -99,6 +84,32 @@ def operator_file(operator: Operator, batch: int = 1) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     return bytes(model.SerializeToString())
+
+
+def _integer_ends(values: NDArray[np.float32]) -> tuple[list[NodeProto], list[str], list[NodeProto], dict[str, Any]]:
+    """(nodes before, the operator's inputs, nodes after, constants) that the runtime fuses into an integer one."""
+    scales = np.full(len(values), 0.02, np.float32)
+    constants = {
+        "w": np.clip(np.round(values * 40), -63, 63).astype(np.int8),
+        "b": np.zeros(len(values), np.int32),
+        "step": np.float32(0.05),
+        "steps": scales,
+        "bias_steps": scales * np.float32(0.05),
+        "middle": np.uint8(128),
+        "least": np.uint8(0),
+        "none": np.zeros(len(values), np.int8),
+        "no_bias": np.zeros(len(values), np.int32),
+    }
+    before = [
+        helper.make_node("DequantizeLinear", ["x", "step", "middle"], ["xf"]),
+        helper.make_node("DequantizeLinear", ["w", "steps", "none"], ["wf"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "bias_steps", "no_bias"], ["bf"], axis=0),
+    ]
+    after = [
+        helper.make_node("Relu", ["y"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "step", "least"], ["z"]),
+    ]
+    return before, ["xf", "wf", "bf"], after, constants
 
 
 def _window(shape: Shape) -> dict[str, list[int]]:

@@ -36,10 +36,10 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     about = {"model": model_id, "data": data.card.hash, "levels": 1}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = folder / f"sensitivity-{data_id}.jsonl"
-    table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.7))
+    table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.6))
     x, y = _tensors(data.validation, CALIBRATION_IMAGES, model.card)
     plans = folder / f"calibration-{data_id}.jsonl"
-    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.7, 1.0))
+    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.6, 1.0), (model, data))
     return {"cells": len(table.cells), "plans": len(plans.read_text(encoding="utf-8").splitlines()) - 1}
 
 
