@@ -23,7 +23,7 @@ TABS = ("Prune", "Factorize", "Quantize", "Distill")  # in the order a person wo
 def choose(now: State) -> Place:
     """The tab, its technique where it has several, and which step of it where the recipe has several."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        tab = _pick("Technique", TABS, "tab", bind="query-params")
+        tab = _pick("Technique", TABS, "tab", persist_state="session")  # bound to the address, switch_page would fail
         entries = {entry.key: entry for entry in CATALOG.values() if entry.tab == tab}
         key = next(iter(entries))
         if len(entries) > 1:
