@@ -139,16 +139,14 @@ class JobStore:
                 _press(job.folder)
 
     def _start(self, job: Job) -> None:
-        command = [sys.executable, "-m", self.worker, str(job.folder)]
-        project = Path(__file__).resolve().parents[1]
         try:
             with job.log.open("ab") as log:
                 child = subprocess.Popen(
-                    command,
+                    [sys.executable, "-m", self.worker, str(job.folder)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    cwd=project,
+                    cwd=Path(__file__).resolve().parents[1],
                     env={**os.environ, "PYTHONUNBUFFERED": "1"},
                     start_new_session=True,  # a signal to the server, such as Ctrl-C, is not one to the worker
                 )
@@ -229,7 +227,7 @@ def _exit_of(folder: Path) -> str:
     try:
         code = child.wait(5) if child else None  # its threads may take a moment longer to go than it
     except subprocess.TimeoutExpired:
-        code = None
+        return ""
     if code is None:
         return ""
     if code >= 0:
