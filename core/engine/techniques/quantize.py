@@ -34,6 +34,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from core.candidate import Skip
 from core.engine.context import Context, Outcome
 from core.engine.data import to_input
+from core.engine.formats import onnx_rewrites
 from core.errors import DataError
 from core.layers import dial_for
 from core.options import Quantize
@@ -111,7 +112,9 @@ def _int8(model: ModelProto, options: Quantize, kept: list[str], context: Contex
     x = to_input(context.calibration.x[: options.images], context.card)
     if not len(x):
         raise DataError("Quantization needs calibration images; received none. Choose data, or the dynamic mode.")
-    _average_whole_maps(model)
+    onnx_rewrites.average_whole_maps(model)
+    onnx_rewrites.convolve_shortcuts(model, kept)
+    onnx_rewrites.drop_unused(model)
     with tempfile.TemporaryDirectory() as folder:
         source, plain = Path(folder) / "source.onnx", Path(folder) / "plain.onnx"
         onnx.save(model, source)
@@ -157,28 +160,6 @@ class _Batch(ort.CalibrationDataReader):  # type: ignore[misc]  # comes without 
         return next(self.feeds, None)
 
 
-def _average_whole_maps(model: ModelProto) -> None:
-    """Write a mean over height and width as the average pool it is: only that has an integer kernel."""
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "ReduceMean":
-            continue
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        axes = constants.get(node.input[1], ()) if len(node.input) > 1 else attributes.get("axes", ())
-        if attributes.get("keepdims", 1) and sorted(map(int, axes)) in ([2, 3], [-2, -1]):
-            node.op_type = "GlobalAveragePool"
-            del node.input[1:], node.attribute[:]
-    _drop_unused(model)
-
-
-def _drop_unused(model: ModelProto) -> None:
-    """Remove stored tensors that no node reads."""
-    used = {name for node in model.graph.node for name in node.input}
-    stored = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(stored)
-
-
 def _int8_dynamic(model: ModelProto, options: Quantize, kept: list[str], context: Context) -> ModelProto:
     """Ranges of activations are found at run time, per image batch; the kernels take unsigned weights."""
     split = [f"{name}_MatMul" for name in kept]  # a Gemm is written as a product and a sum first
@@ -205,7 +186,7 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
         node.name = node.name.removesuffix("_quant").removesuffix("_MatMul")
         node.doc_string = ""
     del result.graph.value_info[:]
-    _drop_unused(result)
+    onnx_rewrites.drop_unused(result)
     facts = {entry.key: entry.value for entry in source.metadata_props}
     del result.metadata_props[:]
     bits = f"int8, {weight_bits(options)}-bit weights" if options.mode == "int8" else options.mode
