@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,41 +134,36 @@ def fit(
     state = _State(module, plan, checkpoint)
     steps = math.ceil(len(train) / plan.batch_size)
     for epoch in range(len(state.curve), plan.epochs):
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(train), generator=generator).numpy()
         module.train()
         total = 0.0
-        for step in range(steps):
-            index = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate_at((epoch * steps + step) / (plan.epochs * steps), plan)
-            x = augment(to_tensor(train.x[index], card), plan, generator)
-            value = loss(module if forward is None else forward, x, torch.from_numpy(train.y[index]))
-            state.optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            state.optimizer.step()
-            if after_step:
-                after_step(module)
-            if plan.averaging:
-                _follow(
-                    state.average, module, min(plan.averaging, (epoch * steps + step + 1) / (epoch * steps + step + 10))
-                )
-            total += float(value.detach()) * len(index)
+        for step, (x, y) in enumerate(_batches(train, card, plan, epoch)):
+            value = loss(module if forward is None else forward, x, y)
+            state.update(value, epoch * steps + step, plan.epochs * steps, after_step)
+            total += float(value.detach()) * len(x)
             report((epoch + (step + 1) / steps) / plan.epochs, f"Training, epoch {epoch + 1} of {plan.epochs}")
         state.finish(Epoch(epoch + 1, total / len(train), accuracy(state.average, validation, card)))
-        report(
-            (epoch + 1) / plan.epochs, f"Epoch {epoch + 1} of {plan.epochs}: validation {state.curve[-1].accuracy:.2%}"
-        )
+        score = f"validation {state.curve[-1].accuracy:.2%}"
+        report((epoch + 1) / plan.epochs, f"Epoch {epoch + 1} of {plan.epochs}: {score}")
     module.load_state_dict(state.best)
     module.eval()
     return state.curve
+
+
+def _batches(train: Images, card: ModelCard, plan: Plan, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over the images in an order, and with shifts and mirrors, that follow from seed and epoch alone."""
+    assert train.y is not None
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(train), generator=generator).numpy()
+    for start in range(0, len(train), plan.batch_size):
+        index = order[start : start + plan.batch_size]
+        yield augment(to_tensor(train.x[index], card), plan, generator), torch.from_numpy(train.y[index])
 
 
 class _State:
     """What a run needs to go on after a kill: weights, their average, the optimizer, the best epoch and the curve."""
 
     def __init__(self, module: nn.Module, plan: Plan, path: Path | None) -> None:
-        self.module, self.path = module, path
+        self.module, self.plan, self.path = module, plan, path
         self.optimizer = _optimizer(module, plan)
         self.average = copy.deepcopy(module) if plan.averaging else module
         self.best = copy.deepcopy(module.state_dict())
@@ -180,6 +175,18 @@ class _State:
             self.average.load_state_dict(saved["average"])
             self.best = saved["best"]
             self.curve = [Epoch(int(e), loss, score) for e, loss, score in saved["curve"]]
+
+    def update(self, loss: Tensor, done: int, total: int, after_step: Callable[[nn.Module], None] | None) -> None:
+        """One step against `loss`, after `done` of `total` updates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(done / total, self.plan)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if after_step:
+            after_step(self.module)
+        if self.plan.averaging:
+            _follow(self.average, self.module, min(self.plan.averaging, (done + 1) / (done + 10)))
 
     def finish(self, row: Epoch) -> None:
         if row.accuracy >= max((e.accuracy for e in self.curve), default=-1.0):
