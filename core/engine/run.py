@@ -52,24 +52,19 @@ def run(
     """
     began = time.perf_counter()
     folder = Path(folder)
-    (folder / "scratch").mkdir(parents=True, exist_ok=True)
     check_fit(model.card, data)
     ids = ids or (identify(model.card.name, fingerprint(model)), identify(data.card.name, data.card.hash))
     parts = stages(report, _shares(recipe, model, baseline))
     made, parity = _make(recipe, model, data, folder, parts)
     file, original = folder / "model.onnx", _original_file(model, folder, parts)
-    before = _known(baseline)
-    if before is None:
-        before = evaluate.predict(original, data.test, model.card, titled(next(parts), "Answers of the original"))
-    logits = evaluate.predict(file, data.test, model.card, titled(next(parts), "Answers of the candidate"))
-    rows = latency.compare(original, file, model.card, report=next(parts))
+    logits, scores = _measure(original, file, baseline, model.card, data, parts)
     candidate = Candidate(
         id=candidate_id(recipe, *ids),
         model=ids[0],
         data=ids[1],
         recipe=recipe.to_yaml(),
         title=recipe.title,
-        scores=evaluate.score(file, logits, before, data.test, model.card, rows),
+        scores=scores,
         skipped=tuple(made.skipped),
         curves=made.curves,
         layer_error=evaluate.layer_error(original, file, data.calibration, model.card),
@@ -80,6 +75,18 @@ def run(
     _keep(candidate, logits, folder)
     report(1.0, "Done")
     return candidate
+
+
+def _measure(
+    original: Path, file: Path, baseline: Path | None, card: ModelCard, data: Data, parts: Iterator[Report]
+) -> tuple[evaluate.Logits, Scores]:
+    """The candidate's answers on the test part, and its scores against the original's."""
+    before = _known(baseline)
+    if before is None:
+        before = evaluate.predict(original, data.test, card, titled(next(parts), "Answers of the original"))
+    logits = evaluate.predict(file, data.test, card, titled(next(parts), "Answers of the candidate"))
+    rows = latency.compare(original, file, card, report=next(parts))
+    return logits, evaluate.score(file, logits, before, data.test, card, rows)
 
 
 def measure_original(
@@ -95,6 +102,7 @@ def measure_original(
 
 def _make(recipe: Recipe, model: Model, data: Data, folder: Path, parts: Iterator[Report]) -> tuple[Made, float]:
     """All steps and the export between them. Returns what was made and how far the export is from torch."""
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
     made = Made(copy.deepcopy(model.module).eval())
     steps, file = recipe.active, folder / "model.onnx"
 
