@@ -47,16 +47,19 @@ def silence(module: nn.Module, structure: Structure, removed: dict[str, list[int
                     layer.bias[index] = 0
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize("first", BLOCKS)
+@settings(max_examples=7, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    blocks=st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4).filter(lambda b: b.count("pool") < 3),
+    others=st.lists(st.sampled_from(BLOCKS), max_size=3).filter(lambda b: b.count("pool") < 2),
     widths_=st.lists(st.integers(2, 9), min_size=5, max_size=5),
     head=st.sampled_from(HEADS),
     multiple=st.sampled_from((1, 2, 4)),
     data=st.data(),
 )
-def test_cutting_equals_silencing(blocks: list[str], widths_: list[int], head: str, multiple: int, data: st.DataObject):
-    net = Net(blocks, widths_, head)
+def test_cutting_equals_silencing(
+    first: str, others: list[str], widths_: list[int], head: str, multiple: int, data: st.DataObject
+):
+    net = Net([first, *others], widths_, head)
     structure = trace(net, IMAGE)
     removed, width = {}, {group.name: group.channels for group in structure.groups}
     for group in structure.open:

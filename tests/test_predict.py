@@ -93,9 +93,9 @@ def zeros(net: nn.Module, name: str, parameter: nn.Parameter) -> int:
     return int((parameter == 0).sum()) if prunable else 0
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize("name", list(NETS))
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    name=st.sampled_from(list(NETS)),
     ratio=st.floats(0, 0.95),
     multiple=st.sampled_from((1, 2, 4, 8)),
     data=st.data(),
@@ -107,9 +107,9 @@ def test_pruned_channels_are_predicted_exactly(name: str, ratio: float, multiple
     assert check(name, Recipe((Step("prune_channels", options, own),))).exact
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize("name", list(NETS))
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    name=st.sampled_from(list(NETS)),
     rank=st.floats(0.05, 1),
     method=st.sampled_from(("spatial_svd", "tucker2")),
 )
@@ -127,9 +127,9 @@ def test_zeros_are_predicted_exactly(name: str, pattern: str):
     assert found.nonzero < found.params
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize("name", list(NETS))
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    name=st.sampled_from(list(NETS)),
     order=st.permutations(["prune_channels", "factorize", "prune_weights"]),
     ratio=st.floats(0.05, 0.7),
     rank=st.floats(0.1, 0.7),
