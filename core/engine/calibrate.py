@@ -34,7 +34,7 @@ RANGE = (0.004, 2.0)  # summed KL in nats: from below what accuracy can show to 
 MENDED_RANGE = (0.02, 8.0)  # repaired networks stand more
 MENDED = ("prune_channels", "factorize", "prune_weights")  # the techniques that repair
 SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
-BATCH = 250
+BATCH = 64  # images at once: their activations stay in the cache
 
 
 def random_plan(

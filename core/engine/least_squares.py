@@ -79,6 +79,10 @@ class Normal:
         u, r = self.u / self.count, self.r / self.count
         return self.uu / self.count - u[:, :, None] * u[:, None], self.ur / self.count - u[:, :, None] * r[:, None]
 
+    def shift(self, change: Tensor) -> Tensor:
+        """The bias (groups, o) that goes best with `change`."""
+        return self.r / self.count - (change * (self.u / self.count)[:, :, None]).sum(1)
+
     def error(self, change: Tensor) -> float:
         """Mean squared error with `change` (groups, d, o), less that without; below 0 is better. Best bias assumed."""
         a, b = self.centred()
@@ -88,7 +92,8 @@ class Normal:
 def solve(normal: Normal, ridge: float, free: Tensor | None = None) -> Tensor:
     """The best change (groups, d, o). `free` (groups, d, o) is False where a weight must stay as it is."""
     a, b = normal.centred()
-    damping = ridge * a.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float64).tiny)
+    rounding = 1e-12 * (normal.uu / normal.count).diagonal(dim1=1, dim2=2).mean(1)  # inputs that never vary leave this
+    damping = (ridge * a.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=torch.finfo(torch.float64).tiny) + rounding
     a = a + damping[:, None, None] * torch.eye(a.shape[1], dtype=a.dtype)
     return torch.cholesky_solve(b, torch.linalg.cholesky(a)) if free is None else _descend(a, b, free)
 
@@ -111,11 +116,10 @@ def _descend(a: Tensor, b: Tensor, free: Tensor) -> Tensor:
     return change
 
 
-def best_change(first: Normal, second: Normal, free: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Change (groups, d, o) and bias (groups, o), by the ridge that does best on the half it was not solved on."""
+def best_change(first: Normal, second: Normal, free: Tensor | None = None) -> Tensor:
+    """The change (groups, d, o) by the ridge that does best on the half it was not solved on."""
     trials = {
         ridge: second.error(solve(first, ridge, free)) + first.error(solve(second, ridge, free)) for ridge in RIDGES
     }
     ridge, both = min(trials, key=lambda r: trials[r]), first + second
-    change = solve(both, ridge, free) if trials[ridge] < 0 else torch.zeros_like(both.ur)
-    return change, both.r / both.count - (change * (both.u / both.count)[:, :, None]).sum(1)
+    return solve(both, ridge, free) if trials[ridge] < 0 else torch.zeros_like(both.ur)

@@ -31,6 +31,7 @@ BATCH = 32
 MEMORY_BYTES = 1 << 30  # of activations kept at once; a larger network is repaired with fewer images
 FAINT = 1e-3  # of the largest BatchNorm scale: a channel below it does not matter, and dividing by it would
 Report = Callable[..., None]
+Settle = Callable[[str, nn.Conv2d | nn.Linear, Tensor], None]
 
 
 @torch.no_grad()
@@ -41,11 +42,14 @@ def repair(
     card: ModelCard,
     kept: Mapping[str, Sequence[int]] | None = None,
     report: Report = lambda *_, **__: None,
+    settle: Settle | None = None,
 ) -> str:
     """Solve every layer of `changed` from the first change on, in place. Returns why it could not, "" when it did.
 
     `kept` says which output channels pruning left: layer → their numbers in `original`; layers that kept all may be
     absent. Zeros of pruned weights stay zero. `images` need no labels; a few hundred suffice.
+    `settle(name, layer, covariance)` may change each layer's solved weight, as rounding does; the layers behind then
+    make up for it, and every layer is solved. The covariance is that of `patches`, (groups, d, d).
     """
     if len(images) < 2:
         return f"Not repaired: received {len(images)} calibration images, accepted are 2 or more."
@@ -61,9 +65,9 @@ def repair(
     def before(node: fx.Node) -> None:
         if node in units:
             goal = goals.take(units[node].goal)
-            if node in touched or units[node].other in touched:
+            if settle is not None or node in touched or units[node].other in touched:
                 report(len(stream.done) / len(stream.uses), f"Repairing {units[node].name}")
-                _repair_unit(units[node], stream, goal, (kept or {}).get(units[node].name))
+                _repair_unit(units[node], stream, goal, (kept or {}).get(units[node].name), settle)
 
     stream = Stream(changed, graph, batches, before=before)
     stream.run()
@@ -81,7 +85,9 @@ def _batches(module: nn.Module, graph: fx.Graph, images: Images, card: ModelCard
     return list(x.tensor_split(max(2, math.ceil(count / BATCH))))
 
 
-def _repair_unit(unit: Unit, stream: Stream, goal: list[Tensor], kept: Sequence[int] | None) -> None:
+def _repair_unit(
+    unit: Unit, stream: Stream, goal: list[Tensor], kept: Sequence[int] | None, settle: Settle | None
+) -> None:
     """Solve one layer on what it reads in `stream` for `goal`; both hold a tensor for each batch."""
     inputs = stream.compute(unit.node.all_input_nodes[0])
     others = None if unit.other is None else stream.compute(unit.other)
@@ -97,11 +103,13 @@ def _repair_unit(unit: Unit, stream: Stream, goal: list[Tensor], kept: Sequence[
 
     halves = [reduce(operator.add, map(normal, range(start, len(goal), 2))) for start in (0, 1)]
     free = surviving(layer.weight)
-    change, shift = best_change(halves[0], halves[1], None if free is None else as_matrix(layer, free))
-    change = as_weight(layer, change).flatten(1) / torch.where(scale == 0, 1.0, scale)[:, None]
-    layer.weight += change.view_as(layer.weight)
+    free = None if free is None else as_matrix(layer, free)
+    whole, old, wide = halves[0] + halves[1], layer.weight.clone(), scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    layer.weight += as_weight(layer, best_change(halves[0], halves[1], free)) / torch.where(wide == 0, 1.0, wide)
+    if settle is not None:
+        settle(unit.name, layer, whole.centred()[0])
     if bias is not None:
-        bias += shift.flatten()
+        bias += whole.shift(as_matrix(layer, (layer.weight.double() - old) * wide)).flatten()
 
 
 def _scale(unit: Unit) -> Tensor:
