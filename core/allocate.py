@@ -178,7 +178,10 @@ def _solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[
 
     finite = np.isfinite(ceiling)
     room = ceiling - np.array([np.min(x.costs, axis=0) for x in items]).sum(0)  # above the smallest plan
-    fits = [np.all(np.array(x.costs) - np.min(x.costs, axis=0) <= room + 1e-9 * (1 + np.abs(ceiling)), axis=1) for x in items]
+    fits = [
+        np.all(np.array(x.costs) - np.min(x.costs, axis=0) <= room + 1e-9 * (1 + np.abs(ceiling)), axis=1)
+        for x in items
+    ]
     counts = [len(x.levels) for x in items]
     owner = np.repeat(np.arange(len(items)), counts)
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))

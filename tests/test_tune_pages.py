@@ -28,12 +28,14 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return write_workspace(tmp_path, resnet(1), (INT8, PRUNED))
 
 
-def open_page(page: str, **query: str) -> AppTest:
+def open_page(page: str, technique: str = "", **query: str) -> AppTest:
     tab = AppTest.from_file(str(ROOT / "app/main.py"), default_timeout=60)
     for name, value in query.items():
         tab.query_params[name] = value
     tab.run()
     tab.switch_page(f"../pages/{page}.py").run()
+    if technique:
+        tab.segmented_control(key="tab").set_value(technique).run()
     assert not tab.exception, tab.exception
     return tab
 
@@ -85,13 +87,13 @@ def test_the_switch_follows_the_strip_and_undo(space: Workspace) -> None:
 
 @pytest.mark.parametrize("name", ["Factorize", "Quantize", "Distill"])
 def test_every_tab_has_its_technique(space: Workspace, name: str) -> None:
-    tab = open_page("tune", tab=name)
+    tab = open_page("tune", technique=name)
     tab.toggle[0].set_value(True).run()
     assert techniques(tab) == [name.lower()]
 
 
 def test_options_change_the_recipe_and_undo_brings_them_back(space: Workspace) -> None:
-    tab = open_page("tune", tab="Distill")
+    tab = open_page("tune", technique="Distill")
     tab.toggle[0].set_value(True).run()
     next(s for s in tab.slider if s.label == "Epochs").set_value(9).run()
     assert state(tab).recipe.steps[0].record.epochs == 9
@@ -155,7 +157,7 @@ def test_a_recipe_that_was_run_is_offered_and_not_run_again(space: Workspace) ->
 
 def test_two_steps_of_one_technique_can_each_be_tuned(space: Workspace) -> None:
     text = "recipe: 1\nsteps:\n- distill: {epochs: 2}\n- prune_channels: {}\n- distill: {epochs: 7}\n"
-    tab = load(open_page("tune", tab="Distill"), text)
+    tab = load(open_page("tune", technique="Distill"), text)
     epochs = next(s for s in tab.slider if s.label == "Epochs")
     assert epochs.value == 2
     tab.segmented_control(key="which-distill-2").set_value(1).run()
