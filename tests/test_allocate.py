@@ -72,6 +72,20 @@ def test_the_front_holds_every_trade_up_to_its_grid(problem: tuple[list[list[tup
         assert again.loss == pytest.approx(plan.loss)
 
 
+def test_exact_where_greedy_is_not() -> None:
+    """Eight items of three options without order, against all 6,561 plans at a time."""
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        losses, costs = rng.uniform(size=(8, 3)), rng.uniform(size=(8, 3))
+        items = [item(f"x{i}", *[(j, losses[i, j], costs[i, j]) for j in range(3)]) for i in range(8)]
+        rows = np.array(list(itertools.product(range(3), repeat=8)))
+        loss = sum(losses[i, rows[:, i]] for i in range(8))
+        cost = sum(costs[i, rows[:, i]] for i in range(8))
+        for budget in (2.5, 3.0, 3.5, 4.0):
+            if (cost <= budget).any():
+                assert allocate(items, (budget,)).loss == pytest.approx(loss[cost <= budget].min(), rel=1e-9)
+
+
 TWO = [item("a", (32, 0.0, 8.0), (8, 0.1, 2.0), (4, 0.9, 1.0)), item("b", (32, 0.0, 4.0), (8, 0.3, 1.0))]
 
 

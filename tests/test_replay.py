@@ -19,18 +19,34 @@ class Wired(nn.Module):
         self.a = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.b = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.side = nn.Conv2d(3, 8, 1)
         self.gate = nn.Linear(8, 8)
         self.c = nn.Conv2d(16, 4, 1)
         self.relu = nn.ReLU(inplace=True)
         self.head = nn.Linear(4 * 4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
+        side = self.side(x)
         x = self.relu(self.norm(self.a(x)))
         y = F.relu(self.b(x), inplace=True)
-        y += x
+        y += side  # overwrites what is kept when only `side` changes
+        y = y.add_(x)
         gate = torch.sigmoid(self.gate(y.mean((2, 3))))
         y = torch.cat([y * gate[:, :, None, None], x], 1)
         return self.head(F.adaptive_avg_pool2d(self.c(y).relu_(), 2).flatten(1))
+
+
+class Overwriting(nn.Module):
+    """Reads a value after an activation overwrote it: the graph without overwriting would answer differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3 * 8 * 8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x.flatten(1))
+        z = y.mul_(2)
+        return self.b(y + z)
 
 
 class Branching(nn.Module):
@@ -50,7 +66,7 @@ def x() -> Tensor:
     return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", [Wired, Branching])
+@pytest.mark.parametrize("kind", [Wired, Branching, Overwriting])
 def test_every_layer_replays_exactly(kind: type[nn.Module], x: Tensor) -> None:
     torch.manual_seed(1)
     module = kind().eval()
@@ -81,6 +97,7 @@ def test_only_what_a_suffix_reads_is_kept(x: Tensor) -> None:
 def test_why_it_is_run_whole(x: Tensor) -> None:
     assert "control flow" in Replay(Branching(), x, ("a",)).reason
     assert Replay(Wired(), x, ("a",)).reason == ""
+    assert "overwriting" in Replay(Overwriting(), x, ("a",)).reason
 
 
 def test_the_users_module_is_left_alone(x: Tensor) -> None:

@@ -27,10 +27,12 @@ class Replay:
     """
 
     def __init__(self, module: nn.Module, x: Tensor, layers: Iterable[str], *, cached: bool = True) -> None:
-        self.module, self.x = copy_for_measuring(module), x
-        self.graph, self.reason = _trace(self.module) if cached else (None, "cache switched off")
+        self.module, self.x = copy.deepcopy(module).eval(), x
+        self.graph, self.reason = _trace(self.module) if cached else (None, "the cache is switched off")
         self.kept: dict[fx.Node, Any] = {}
         with torch.inference_mode():
+            if self.graph is not None and not torch.equal(self.run({})[0], self.module(x)):
+                self.graph, self.reason = None, "it reads a value after overwriting it"
             if self.graph is not None:
                 self._keep(layers)
         self.logits, self.features = self.run({})
@@ -79,15 +81,6 @@ class Replay:
         return stale
 
 
-def copy_for_measuring(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parts never overwrite their input."""
-    twin = copy.deepcopy(module).eval()
-    for part in twin.modules():
-        if getattr(part, "inplace", False):
-            part.inplace = False  # type: ignore[assignment]
-    return twin
-
-
 def _uses(node: fx.Node, layers: set[str]) -> bool:
     if node.op == "call_module":
         target = str(node.target)
@@ -96,7 +89,7 @@ def _uses(node: fx.Node, layers: set[str]) -> bool:
 
 
 def _trace(module: nn.Module) -> tuple[fx.GraphModule | None, str]:
-    """The module's graph, without operations that overwrite their input, whose output is (logits, features)."""
+    """The module's graph, whose sums and products leave their inputs as they are; its output is (logits, features)."""
     try:
         graph = fx.GraphModule(module, fx.Tracer().trace(module))
     except (TraceError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -104,8 +97,6 @@ def _trace(module: nn.Module) -> tuple[fx.GraphModule | None, str]:
     linear = None
     for node in graph.graph.nodes:
         node.target = IN_PLACE.get(node.target, node.target)
-        if node.kwargs.get("inplace"):
-            node.update_kwarg("inplace", False)
         if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
             node.target = str(node.target)[:-1]
         if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.Linear):

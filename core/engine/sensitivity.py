@@ -10,6 +10,7 @@ again. It stops when `report` raises Cancelled and goes on where it, or a killed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from core.engine.context import Report, silent
 from core.engine.perturb import Network, consumers, perturb, splittable, weight_of
-from core.engine.replay import Replay, copy_for_measuring
+from core.engine.replay import Replay
 from core.layers import Layer, Profile
 from core.sensitivity_table import (
     LEVELS,
@@ -84,7 +85,7 @@ def _gradients(
     module: nn.Module, profile: Profile, x: Tensor, y: Tensor | None, layers: Iterable[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """(layer, gradient (n, weights) of each image's cross-entropy), one layer at a time to bound the memory."""
-    twin, seen = copy_for_measuring(module), dict[str, tuple[Tensor, Tensor]]()
+    twin, seen = copy.deepcopy(module).eval(), dict[str, tuple[Tensor, Tensor]]()
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
