@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from core.errors import RecipeError
-from core.options import Distill, Factorize, PruneChannels, PruneWeights, Quantize
+from core.options import Distill, Factorize, PruneChannels, PruneWeights, Quantize, QuantizeWeights
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,19 @@ CATALOG: dict[str, Technique] = {
             "Stores and computes with 8-bit integers instead of 32-bit floats.",
             "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
             "Jacob et al. 2018",
+        ),
+        Technique(
+            "quantize_weights",
+            "Quantize weights",
+            "Quantize",
+            QuantizeWeights,
+            "file",
+            "bits",
+            32,
+            ("calibration",),
+            lambda o: f"Weights {o.bits} bits",
+            "Stores weights in 4 or 8 bits and computes in float: a much smaller file, not a faster model.",
+            "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023",
         ),
     )
 }

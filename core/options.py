@@ -100,6 +100,11 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class QuantizeWeights:
+    bits: int = option(4, "Bits of a weight in the file. 32: leave in float.", choices=(4, 8, 32), unit="bits")
+
+
+@dataclass(frozen=True)
 class Distill:
     epochs: int = option(5, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
     learning_rate: float = option(0.02, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)

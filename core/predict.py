@@ -72,7 +72,7 @@ class _Network:
         self.groups: dict[str, Group] = {group.name: group for group in profile.groups}
         self.width: dict[str, int] = {group.name: group.channels for group in profile.groups}
         self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
-        self.bits: dict[str, int] = {}  # layer or factor → 8 or 16 where not 32
+        self.bits: dict[str, int] = {}  # layer or factor → 4, 8 or 16 where not 32
         self.notes: dict[str, str] = {}
         self.exact = True
 
@@ -112,10 +112,10 @@ class _Network:
         return round(zeros * weights / of)
 
     def bytes_of(self, layer: Layer, size: _Size) -> int:
-        """int8 weights come with a float scale for each channel; biases and norms take four bytes in either."""
+        """Integer weights come with a float scale for each channel; biases and norms take four bytes all the same."""
         bits = self.bits.get(layer.name, 32)
-        if bits == 8 and size.weights:
-            return size.weights + 4 * (size.params - size.weights) + 4 * size.out
+        if bits <= 8 and size.weights:
+            return -(-size.weights * bits // 8) + 4 * (size.params - size.weights) + 4 * size.out
         return 2 * size.params if bits == 16 else 4 * size.params
 
     def cost(self, name: str) -> LayerCost:
@@ -220,9 +220,16 @@ def _quantize(net: _Network, step: Step) -> None:
             net.bits[layer.name] = 16 if options.mode == "float16" else 8
 
 
+def _quantize_weights(net: _Network, step: Step) -> None:
+    for layer in net.layers:
+        if layer.kind in ("conv", "depthwise", "linear"):
+            net.bits[layer.name] = dial_for(step.layers, layer.name, step.record.bits)
+
+
 STEPS: dict[str, Callable[[_Network, Step], None]] = {
     "prune_channels": _prune_channels,
     "prune_weights": _prune_weights,
     "factorize": _factorize,
     "quantize": _quantize,
+    "quantize_weights": _quantize_weights,
 }  # distill changes no size

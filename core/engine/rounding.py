@@ -1,0 +1,82 @@
+"""Weights on a grid of few levels, rounded so that the layer's output changes least rather than the weights.
+
+One input after another is rounded, and the weights of the inputs that are still free make up for the error, by the
+inverse of the inputs' covariance; then each weight is rounded once more, given all the others, while that helps.
+
+GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023; the second part
+is the cyclic descent of QuantEase, Behdin et al. 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean of the covariance's diagonal
+SHRINKS = torch.linspace(0.35, 1.0, 40, dtype=torch.float64)  # of the widest grid that is tried
+SWEEPS = 8  # of cyclic descent at most
+
+
+def limits(bits: int) -> tuple[int, int]:
+    """The lowest and highest code.
+
+    >>> limits(4)
+    (-8, 7)
+    """
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def find_scales(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """(groups, d, o) and (groups, d) → (groups, 1, o): the step of each output's grid with the least weighted error."""
+    low, high = limits(bits)
+    widest = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / high
+    best, scales = torch.full_like(widest, torch.inf), widest
+    for shrink in SHRINKS:
+        scale = widest * shrink
+        rounded = (weight / scale).round().clamp(low, high) * scale
+        error = ((weight - rounded).square() * importance[:, :, None]).sum(1, keepdim=True)
+        scales, best = torch.where(error < best, scale, scales), torch.minimum(error, best)
+    return scales
+
+
+def round_weights(weight: Tensor, covariance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Weight (groups, d, o) and covariance (groups, d, d), float64 → codes (groups, d, o) and scales (groups, 1, o).
+
+    The rounded weight is codes × scales. What is exactly zero stays zero.
+    """
+    damping = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    covariance = covariance + damping[:, None, None] * torch.eye(covariance.shape[1], dtype=covariance.dtype)
+    scales = find_scales(weight, covariance.diagonal(dim1=1, dim2=2), bits)
+    return _descend(weight, _in_order(weight, covariance, scales, bits), covariance, scales, bits), scales
+
+
+def _in_order(weight: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """GPTQ's codes, the inputs with the largest variance first; each group of a layer on its own, outputs at once."""
+    codes = torch.zeros_like(weight)
+    for group, matrix in enumerate(weight):
+        order = covariance[group].diagonal().argsort(descending=True, stable=True)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[group][order][:, order]))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        left = matrix[order].clone()  # (d, o)
+        for place, column in enumerate(order.tolist()):
+            code = (left[place] / scales[group, 0]).round().clamp(*limits(bits))
+            codes[group, column] = code * (matrix[column] != 0)
+            error = (left[place] - codes[group, column] * scales[group, 0]) / factor[place, place]
+            left[place:] -= factor[place, place:, None] * error
+    return codes
+
+
+def _descend(weight: Tensor, codes: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Each weight in turn takes the code that is best given all the others, until nothing changes."""
+    codes = codes.clone()
+    gradient = covariance @ (codes * scales - weight)  # (groups, d, o), half of the error's slope
+    for _ in range(SWEEPS):
+        before = codes.clone()
+        for column in range(weight.shape[1]):
+            wanted = codes[:, column] - gradient[:, column] / (covariance[:, column, column, None] * scales[:, 0])
+            code = wanted.round().clamp(*limits(bits)) * (weight[:, column] != 0)
+            gradient += covariance[:, :, column, None] * ((code - codes[:, column]) * scales[:, 0])[:, None]
+            codes[:, column] = code
+        if torch.equal(before, codes):
+            break
+    return codes
