@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
+from core.choices import key_levels
 from core.engine.calibrate import (
     COUNT,
     RANGE,
@@ -21,7 +22,7 @@ from core.engine.calibrate import (
     mend,
     random_plan,
 )
-from core.engine.data import Images, make_data
+from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
 from core.engine.graph import trace
@@ -141,6 +142,11 @@ def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
     forecast = load(workspace, name, "shades")
     assert forecast is not None
     assert [sum(p.repaired is r for p in forecast.points) for r in (False, True)] == [COUNT, COUNT]
+    rows = read_lines(workspace.folder("models", name) / "calibration-shades.jsonl")
+    row = max((r for r in rows[1:] if r["repaired"]), key=lambda r: r["drop"]["agreement"])
+    x, y = to_tensor(data.validation.x, model.card), torch.from_numpy(data.validation.y)
+    mended = mend(key_levels(row["plan"]), model, data, tmp_path)
+    assert row["drop"] == lost(answers(mended, x), y, answers(model.module, x))
     found = forecast.predict(Recipe((Step("quantize"),)))
     assert found.value is not None
     assert found.low is not None

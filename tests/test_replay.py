@@ -76,7 +76,8 @@ def test_every_layer_replays_exactly(kind: type[nn.Module], x: Tensor) -> None:
         weights = {name: weight_of(module, name) * 0.5 for name in chosen}
         with torch.no_grad(), swapped(module, weights):
             expected = module(x)
-        assert torch.equal(replay.run(weights)[0], expected), chosen
+        for _ in range(2):  # the first run must leave what is kept as it was
+            assert torch.equal(replay.run(weights)[0], expected), chosen
     with torch.no_grad():
         assert torch.equal(replay.run({})[0], module(x))  # its own weights are back
 

@@ -7,7 +7,6 @@ be traced (control flow that depends on data) is run whole each time: same logit
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +15,6 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from core.engine.perturb import Weights, swapped
-
-IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 
 
 class Replay:
@@ -89,14 +86,13 @@ def _uses(node: fx.Node, layers: set[str]) -> bool:
 
 
 def _trace(module: nn.Module) -> tuple[fx.GraphModule | None, str]:
-    """The module's graph, whose sums and products leave their inputs as they are; its output is (logits, features)."""
+    """The module's graph, whose methods leave their tensor as it was; its output is (logits, features)."""
     try:
         graph = fx.GraphModule(module, fx.Tracer().trace(module))
     except (TraceError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         return None, str(error).splitlines()[0]
     linear = None
     for node in graph.graph.nodes:
-        node.target = IN_PLACE.get(node.target, node.target)
         if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
             node.target = str(node.target)[:-1]
         if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.Linear):
