@@ -2,13 +2,14 @@
 
 Costs are exact for any one plan. Between plans they are products (a layer's MACs are its input width times its output
 width), so options are priced around the current plan, the knapsack is solved, and prices are taken anew until the plan
-stands: exact at once where no two open groups meet in one layer, a fixed point elsewhere.
+stands: exact at once where no two open groups meet in one layer. Elsewhere it starts from several plans and then moves
+the few groups that meet many others, one level at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from core.ranks import Shape, factors, refusal
 from core.sensitivity_table import Key, Plan, SensitivityTable
 
 KINDS = ("macs", "weight_bytes", "latency_ms")  # what a budget can limit
-ROUNDS = 6  # of pricing; a plan that still overshoots then is cut by its overshoot
+ROUNDS = 6  # of pricing
+EVEN = (0.25, 0.5, 0.75)  # shares of the levels from which pricing starts as well, where groups meet
 Costs = tuple[float, ...]
 
 
@@ -64,26 +66,74 @@ class Choices:
 
     def spend(self, budgets: Mapping[str, float]) -> Allocation:
         """The plan of smallest summed KL whose exact costs keep within `budgets`. Raises StudioError if none does."""
-        ceiling = [budgets.get(kind) for kind in KINDS]
-        plan: Plan = dict(self.locked)
-        best, aims = None, list(ceiling)
+        ceiling = tuple(budgets.get(kind, np.inf) for kind in KINDS)
+        best = self._cheapest(ceiling)
+        hubs = self._hubs()
+        for start in (self.locked, *[self._even(share) for share in EVEN if hubs]):
+            best = self._settle(start, ceiling, best)
+        for hub in hubs:
+            levels = self._options(*hub)
+            at = levels.index(best.levels[hub])
+            for level in (*levels[max(0, at - 1) : at], *levels[at + 1 : at + 2]):
+                held = replace(self, locked={**self.locked, hub: level})
+                best = held._settle({**best.levels, hub: level}, ceiling, best)
+        return best
+
+    def _settle(self, plan: Plan, ceiling: Costs, best: Allocation) -> Allocation:
+        """Solve, price around the solution, solve again, until it gets no better; `best` where nothing beats it."""
         for _ in range(ROUNDS):
             items = self.items(plan)
-            base = self._floor(items, plan)
-            rooms = [None if aim is None else self._raw(k, aim) - base[k] for k, aim in enumerate(aims)]
-            plan = allocate(items, rooms).levels
-            costs = self.cost_of(plan)
-            over = [1.0 if c is None else cost / c for cost, c in zip(costs, ceiling, strict=True)]
-            if max(over) <= 1 + 1e-9:
-                found = Allocation(plan, self.loss_of(plan), costs)
-                if best is not None and found.loss >= best.loss * (1 - 1e-9):
-                    break
+            floor = self._floor(items, plan)
+            rooms = [None if np.isinf(c) else self._raw(k, c) - floor[k] for k, c in enumerate(ceiling)]
+            try:
+                plan = allocate(items, rooms).levels
+            except StudioError:  # priced around this plan nothing fits, which says nothing about others
+                return best
+            found = Allocation(plan, self.loss_of(plan), self.cost_of(plan))
+            if _within(found.costs, ceiling):
+                if found.loss >= best.loss * (1 - 1e-9):
+                    return best
                 best = found
-            else:
-                aims = [None if a is None else a / max(1.0, o) for a, o in zip(aims, over, strict=True)]
-        if best is None:
-            raise StudioError("No plan was found within the budgets; raise one of them or unlock a layer.")
         return best
+
+    def _cheapest(self, ceiling: Costs) -> Allocation:
+        """Every item at its smallest cost. Raises StudioError when even that exceeds a budget."""
+        items = self.items(self.locked)
+        kinds = [k for k, c in enumerate(ceiling) if np.isfinite(c)] or [0]
+        unit = np.maximum(np.array(self.cost_of({})), 1e-30)
+        relative = [(np.array(x.costs) / unit)[:, kinds].sum(1) for x in items]
+        plan = {(x.name, x.technique): x.levels[int(c.argmin())] for x, c in zip(items, relative, strict=True)}
+        costs = self.cost_of(plan)
+        for k in kinds:
+            if costs[k] > ceiling[k] * (1 + 1e-9):
+                raise StudioError(
+                    f"The budget {ceiling[k]:g} of {KINDS[k]} is out of reach: the smallest plan needs {costs[k]:g}."
+                )
+        return Allocation(plan, self.loss_of(plan), costs)
+
+    def _even(self, share: float) -> Plan:
+        """Every option near the same share removed: a start for the pricing."""
+        rows = self.items(self.locked)
+        levels = {(x.name, x.technique): x.levels[round(share * (len(x.levels) - 1))] for x in rows}
+        return {**levels, **self.locked}
+
+    def _hubs(self) -> list[Key]:
+        """Groups that meet others in a layer, fewest that cover all such meetings: held, the rest is exact."""
+        key = "prune_channels"
+        rows = [row for row in self.table.curves if row[1] == key and row not in self.locked]
+        open_groups = {row[0] for row in rows if len(self._options(*row)) > 1}
+        pairs = {
+            frozenset((feed.group, layer.group))
+            for layer in self.profile.tunable
+            for feed in layer.inputs
+            if feed.group != layer.group and {feed.group, layer.group} <= open_groups
+        }
+        hubs = []
+        while pairs:
+            hub = max(sorted({n for pair in pairs for n in pair}), key=lambda n: sum(n in pair for pair in pairs))
+            hubs.append((hub, key))
+            pairs = {pair for pair in pairs if hub not in pair}
+        return hubs
 
     def front(self, kind: str, count: int = 64) -> list[Allocation]:
         """Plans of falling KL and rising exact cost, all from one solve."""
@@ -150,6 +200,10 @@ class Choices:
         size = (sum(p.params for p in parts) - biases) * bits / 8 + 4 * (biases + scales)
         time = sum(self.latency.operator(p, bits) for p in parts) if self.latency else 0.0
         return float(sum(p.macs for p in parts)), size, time
+
+
+def _within(costs: Costs, ceiling: Costs) -> bool:
+    return all(cost <= c * (1 + 1e-9) for cost, c in zip(costs, ceiling, strict=True))
 
 
 def plan_rows(plan: Plan) -> list[list[object]]:
