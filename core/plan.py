@@ -60,6 +60,8 @@ def _ranks(profile: Profile, step: Step) -> Iterable[tuple[str, float]]:
     for layer in profile.tunable:
         share = dial_for(step.layers, layer.name, step.record.rank)
         shape = shape_of(layer, layer.in_channels, layer.out_channels)
+        if layer == profile.tunable[-1] and layer.kind == "linear" and dial_for(step.layers, layer.name, None) is None:
+            continue  # it gives the answer
         if share < 1 and not refusal(shape, step.record.method, share):
             yield layer.name, share
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from core.layers import Feed, Group, Layer, Profile, dial_for, kept_channels
-from core.ranks import Shape, factors, refusal
+from core.ranks import ANSWER, Shape, factors, refusal
 from core.recipe import Recipe, Step
 
 
@@ -160,10 +160,15 @@ def _prune_weights(net: _Network, step: Step) -> None:
 
 def _factorize(net: _Network, step: Step) -> None:
     options = step.record
+    last = next((layer.name for layer in reversed(list(net.layers)) if layer.kind not in ("norm", "other")), "")
     for origin, parts in net.parts.items():
         found = []
         for layer in parts:
-            rank = dial_for(step.layers, layer.name, options.rank)
+            own = dial_for(step.layers, layer.name, None)
+            rank = options.rank if own is None else own
+            if layer.name == last and own is None and layer.kind == "linear" and rank < 1:
+                net.notes[origin] = ANSWER
+                rank = 1.0
             found += [layer] if rank >= 1 else _split(net, origin, layer, options.method, rank)
         net.parts[origin] = found
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWER = (
+    "Kept: its outputs are the model's answer, which few directions cannot hold; give it a rank of its own to split it."
+)
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -145,7 +145,7 @@ def test_layers_are_replaced_in_place_with_names_that_follow(method: str) -> Non
     assert {"conv.0", "conv.1", "stem.0.0", "stem.0.1"} <= names
     assert ("conv.2" in names) == (method == "tucker2")
     reasons = {skip.layer: skip.reason for skip in outcome.skipped}
-    assert reasons.keys() == {"depth", "group", "unused"}
+    assert reasons.keys() == {"depth", "group", "unused"}  # head has a rank of its own, 1
     assert "depthwise" in reasons["depth"]
     assert "4 groups" in reasons["group"]
     assert "never calls" in reasons["unused"]
@@ -184,3 +184,12 @@ def test_moments_are_those_of_the_padded_input_columns() -> None:
     x = np.pad(images.x.transpose(0, 3, 1, 2) / 255, ((0, 0), (0, 0), (1, 1), (0, 0)))
     rows = [x[n, :, top : top + 3, left].ravel() for n in range(2) for top in range(12) for left in range(10)]
     np.testing.assert_allclose(moment, np.array(rows).T @ np.array(rows) / len(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_the_answer_is_split_only_by_a_rank_of_its_own() -> None:
+    model = residual_net()
+    outcome = apply(model, Factorize(0.3, repair=False), {}, context())
+    assert [s.layer for s in outcome.skipped if "answer" in s.reason] == ["head"]
+    assert isinstance(model.head, nn.Linear)
+    apply(model, Factorize(1.0, repair=False), {"head": 0.3}, context())
+    assert isinstance(model.head, nn.Sequential)

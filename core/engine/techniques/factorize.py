@@ -25,7 +25,7 @@ from core.engine.reconstruct import repair
 from core.engine.surgery import copy_model
 from core.layers import dial_for
 from core.options import Factorize
-from core.ranks import Shape, linear_rank, refusal, spatial_rank, tucker_ranks
+from core.ranks import ANSWER, Shape, linear_rank, refusal, spatial_rank, tucker_ranks
 
 IMAGES, BATCH = 128, 32  # calibration images looked at, and how many at once
 SWEEPS = 2  # of higher-order orthogonal iteration
@@ -203,13 +203,17 @@ def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], con
     before = copy_model(model.eval())
     parts = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     ranks = {name: rank for name in parts if (rank := dial_for(layers, name, options.rank)) < 1}
+    own = {name for name in parts if dial_for(layers, name, None) is not None}
     shapes: dict[str, Shape] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         shapes[name] = _shape(layer, tuple(x.shape), tuple(y.shape))
 
-    _observe(model, {name: parts[name] for name in ranks}, torch.zeros(1, *context.card.input_shape), note)
-    reasons = {name: refusal(shapes[name], options.method, ranks[name]) for name in shapes}
+    _observe(model, parts, torch.zeros(1, *context.card.input_shape), note)
+    reasons = {n: refusal(shape, options.method, ranks[n]) for n, shape in shapes.items() if n in ranks}
+    last = next(reversed(shapes), "")
+    if last in ranks and last not in own and isinstance(parts[last], nn.Linear):
+        reasons[last] = ANSWER
     reasons |= {name: "Kept: the model never calls it." for name in ranks if name not in shapes}
     skipped = [Skip("factorize", name, reason) for name, reason in reasons.items() if reason]
     chosen = {name: parts[name] for name, reason in reasons.items() if not reason}
