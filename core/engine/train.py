@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine.data import Images, to_tensor
+from core.engine.precision import Mixed, device, placed
 from core.errors import DataError
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -87,11 +89,17 @@ def accuracy(module: nn.Module, images: Images, card: ModelCard, batch: int = 50
     module.eval()
     with torch.no_grad():
         hits = sum(
-            int((module(to_tensor(images.x[i : i + batch], card)).argmax(1).numpy() == images.y[i : i + batch]).sum())
+            int((answer(module, images.x[i : i + batch], card) == images.y[i : i + batch]).sum())
             for i in range(0, len(images), batch)
         )
     module.train(training)
     return hits / len(images)
+
+
+def answer(module: nn.Module, x: NDArray[np.uint8], card: ModelCard) -> NDArray[np.int64]:
+    """The class of each image (n, h, w, c), wherever `module` is."""
+    place = next((p.device for p in module.parameters()), "cpu")
+    return module(to_tensor(x, card).to(place)).argmax(1).cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.SGD:
@@ -131,22 +139,38 @@ def fit(
     """
     if train.y is None or validation.y is None:
         raise DataError("Training needs labels; received images without labels.")
-    state = _State(module, plan, checkpoint)
+    with placed(module):
+        state = _State(module, plan, checkpoint)
+        _epochs(state, train, validation, card, loss, report, after_step, Mixed(module if forward is None else forward))
+        module.load_state_dict(state.best)
+    module.eval()
+    return state.curve
+
+
+def _epochs(
+    state: _State,
+    train: Images,
+    validation: Images,
+    card: ModelCard,
+    loss: Loss,
+    report: Report,
+    after_step: Callable[[nn.Module], None] | None,
+    forward: nn.Module,
+) -> None:
+    """Every epoch that is not done yet."""
+    plan = state.plan
     steps = math.ceil(len(train) / plan.batch_size)
     for epoch in range(len(state.curve), plan.epochs):
-        module.train()
+        state.module.train()
         total = 0.0
         for step, (x, y) in enumerate(_batches(train, card, plan, epoch)):
-            value = loss(module if forward is None else forward, x, y)
+            value = loss(forward, x, y.to(device()))
             state.update(value, epoch * steps + step, plan.epochs * steps, after_step)
             total += float(value.detach()) * len(x)
             report((epoch + (step + 1) / steps) / plan.epochs, f"Training, epoch {epoch + 1} of {plan.epochs}")
         state.finish(Epoch(epoch + 1, total / len(train), accuracy(state.average, validation, card)))
         score = f"validation {state.curve[-1].accuracy:.2%}"
         report((epoch + 1) / plan.epochs, f"Epoch {epoch + 1} of {plan.epochs}: {score}")
-    module.load_state_dict(state.best)
-    module.eval()
-    return state.curve
 
 
 def _batches(train: Images, card: ModelCard, plan: Plan, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -169,7 +193,7 @@ class _State:
         self.best = copy.deepcopy(module.state_dict())
         self.curve: list[Epoch] = []
         if path and path.exists():
-            saved = torch.load(path, weights_only=True)
+            saved = torch.load(path, weights_only=True, map_location=device())
             module.load_state_dict(saved["module"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average.load_state_dict(saved["average"])

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.context import Context, Outcome
 from core.engine.data import Images, to_tensor
+from core.engine.precision import Mixed, placed
 from core.engine.train import Epoch, Loss, Plan, accuracy, cross_entropy, fit
 from core.engine.zeros import surviving
 from core.errors import DataError, RecipeError
@@ -56,11 +57,11 @@ TEACHER_LOSSES = {"kl": kl_loss, "dist": dist_loss}
 
 def make_loss(teacher: nn.Module, options: Distill, alpha: float) -> Loss:
     """The loss above; the teacher sees the very images that the student sees."""
-    compare = TEACHER_LOSSES[options.loss]
+    compare, quick = TEACHER_LOSSES[options.loss], Mixed(teacher)
 
     def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = teacher(x)
+            answers = quick(x)
         logits = module(x)
         value = alpha * compare(logits, answers, options.temperature)
         return value if alpha == 1 else value + (1 - alpha) * F.cross_entropy(logits, y)
@@ -76,7 +77,8 @@ def keep_zeros(module: nn.Module) -> Callable[[nn.Module], None]:
     @torch.no_grad()
     def put_back(changed: nn.Module) -> None:
         for name, mask in kept.items():
-            changed.get_parameter(name).mul_(mask)
+            weight = changed.get_parameter(name)
+            weight.mul_(mask.to(weight.device))
 
     return put_back
 
@@ -124,17 +126,18 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     inserted = () if has_batchnorm(model) else insert_batchnorm(model, to_tensor(sample.x, context.card))
     start = copy.deepcopy(model.state_dict())
     first = Epoch(0, _loss_now(model, sample, loss, context), accuracy(model.eval(), validation, context.card))
-    curve = fit(
-        model,
-        train,
-        validation,
-        context.card,
-        plan,
-        loss=loss,
-        report=context.report,
-        checkpoint=path,
-        after_step=keep_zeros(model),
-    )
+    with placed(teacher):
+        curve = fit(
+            model,
+            train,
+            validation,
+            context.card,
+            plan,
+            loss=loss,
+            report=context.report,
+            checkpoint=path,
+            after_step=keep_zeros(model),
+        )
     if first.accuracy > max(row.accuracy for row in curve):
         model.load_state_dict(start)
     fold_batchnorm(model, inserted)
