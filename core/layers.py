@@ -30,7 +30,7 @@ class Layer:
     """One convolution, linear or normalization layer, in the order of execution."""
 
     name: str  # path in the model; the node of the exported file has the same name
-    kind: str  # conv, depthwise, conv_transpose, linear, norm, other
+    kind: str  # conv, depthwise, conv_transpose, linear, shortcut (it copies, until it is cut), norm, other
     params: int
     macs: int  # one multiply-add is one MAC; 0 for norm, which export folds away
     in_channels: int
@@ -72,7 +72,7 @@ class Profile:
     @property
     def tunable(self) -> tuple[Layer, ...]:
         """The layers a technique may touch, in order."""
-        return tuple(layer for layer in self.layers if layer.kind not in ("norm", "other"))
+        return tuple(layer for layer in self.layers if layer.kind not in ("shortcut", "norm", "other"))
 
     def group(self, name: str) -> Group:
         return next(g for g in self.groups if g.name == name)

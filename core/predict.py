@@ -98,6 +98,9 @@ class _Network:
             follows = layer.out_channels and (layer.group in self.width or layer.kind == "norm")
             params = layer.params * out // layer.out_channels if follows else layer.params
             return _Size(into, out, 0, params, layer.macs)
+        if layer.kind == "shortcut":  # a copy costs nothing; once cut it is a 1×1 convolution
+            weights = 0 if (into, out) == (layer.in_channels, layer.out_channels) else into * out
+            return _Size(into, out, weights, weights, weights * layer.output_shape[1] * layer.output_shape[2])
         groups = out if layer.kind == "depthwise" else layer.groups
         weights = into // groups * out * layer.kernel[0] * layer.kernel[1]
         macs = layer.macs * weights // (layer.params - layer.bias * layer.out_channels)
@@ -147,7 +150,7 @@ def _prune_weights(net: _Network, step: Step) -> None:
     for layer in net.layers:
         into, _, weights, _, _ = net.size(layer)
         sparsity = dial_for(step.layers, layer.name, options.sparsity)
-        if not weights or sparsity <= 0:
+        if not weights or sparsity <= 0 or layer.kind == "shortcut":
             continue
         zeros = round(sparsity * weights)
         if options.pattern != "any":
@@ -160,7 +163,9 @@ def _prune_weights(net: _Network, step: Step) -> None:
 
 def _factorize(net: _Network, step: Step) -> None:
     options = step.record
-    last = next((layer.name for layer in reversed(list(net.layers)) if layer.kind not in ("norm", "other")), "")
+    last = next(
+        (layer.name for layer in reversed(list(net.layers)) if layer.kind not in ("shortcut", "norm", "other")), ""
+    )
     for origin, parts in net.parts.items():
         found = []
         for layer in parts:
@@ -174,7 +179,7 @@ def _factorize(net: _Network, step: Step) -> None:
 
 
 def _split(net: _Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
-    if layer.kind in ("norm", "other"):
+    if layer.kind in ("shortcut", "norm", "other"):
         return [layer]
     shape = shape_of(layer, *net.channels(layer))
     reason = refusal(shape, method, rank)
@@ -227,7 +232,7 @@ def _quantize(net: _Network, step: Step) -> None:
 
 def _quantize_weights(net: _Network, step: Step) -> None:
     for layer in net.layers:
-        if layer.kind in ("conv", "depthwise", "linear"):
+        if layer.kind in ("conv", "depthwise", "linear", "shortcut"):
             net.bits[layer.name] = dial_for(step.layers, layer.name, step.record.bits)
 
 

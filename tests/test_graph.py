@@ -194,13 +194,14 @@ def test_tracing_leaves_the_network_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_padded_shortcuts_leave_the_inner_convolutions_free():
+def test_padded_shortcuts_leave_every_stage_open():
     from core.engine.formats.onnx_reader import read_onnx
 
     structure = trace(read_onnx(shared("checkpoints/resnet20_cifar10.onnx")), torch.zeros(1, 3, 32, 32))
-    inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
-    assert [group.name for group in structure.open] == inner
-    assert "Pad" in next(group for group in structure.groups if group.name == "conv1").blocked
+    inner = {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)}
+    assert {group.name for group in structure.open} == inner | {"conv1", "layer2.0.conv2", "layer3.0.conv2"}
+    stream = next(group for group in structure.groups if group.name == "layer2.0.conv2")
+    assert set(stream.layers) == {"layer2.0.conv2", "layer2.0.pad", "layer2.1.conv2", "layer2.2.conv2"}
 
 
 def test_a_shuffling_network_is_pruned_where_nothing_is_shuffled():

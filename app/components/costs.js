@@ -37,6 +37,7 @@ function layerCost(net, name, parts) {
 }
 
 const layersOf = (net) => [...net.parts.values()].flat();
+const tunable = (layer) => !plain(layer) && layer.kind !== 'shortcut';
 const plain = (layer) => layer.kind === 'norm' || layer.kind === 'other';
 
 function channelsOf(net, layer) {
@@ -48,6 +49,7 @@ function channelsOf(net, layer) {
 function weightsOf(net, layer) {
   if (plain(layer)) return 0;
   const [into, out] = channelsOf(net, layer), groups = layer.kind === 'depthwise' ? out : layer.groups;
+  if (layer.kind === 'shortcut') return into === layer.in_channels && out === layer.out_channels ? 0 : into * out; // a copy costs nothing
   return Math.floor(into / groups) * out * layer.kernel[0] * layer.kernel[1];
 }
 
@@ -60,6 +62,7 @@ function paramsOf(net, layer) {
 
 function macsOf(net, layer) {
   if (plain(layer)) return layer.macs;
+  if (layer.kind === 'shortcut') return weightsOf(net, layer) * layer.output_shape[1] * layer.output_shape[2];
   return Math.floor((layer.macs * weightsOf(net, layer)) / (layer.params - (layer.bias ? layer.out_channels : 0)));
 }
 
@@ -89,7 +92,7 @@ function pruneChannels(net, step) {
 function pruneWeights(net, step) {
   for (const layer of layersOf(net)) {
     const weights = weightsOf(net, layer), sparsity = dialOf(step, 'sparsity', layer.name);
-    if (!weights || sparsity <= 0) continue;
+    if (!weights || sparsity <= 0 || layer.kind === 'shortcut') continue;
     let zeros = round(sparsity * weights);
     if (step.options.pattern !== 'any') {
       const [keep, block] = step.options.pattern.split(':').map(Number);
@@ -101,12 +104,14 @@ function pruneWeights(net, step) {
 }
 
 function factorize(net, step) {
-  for (const [origin, parts] of [...net.parts]) net.parts.set(origin, parts.flatMap((layer) => split(net, step, origin, layer)));
+  const last = layersOf(net).filter(tunable).at(-1); // it gives the answer
+  for (const [origin, parts] of [...net.parts]) net.parts.set(origin, parts.flatMap((layer) => split(net, step, origin, layer, layer === last)));
 }
 
-function split(net, step, origin, layer) {
-  const rank = dialOf(step, 'rank', layer.name);
-  if (rank >= 1 || plain(layer)) return [layer];
+function split(net, step, origin, layer, last) {
+  const own = dialFor(step.layers, layer.name), rank = own ?? step.options.rank;
+  if (rank >= 1 || !tunable(layer)) return [layer];
+  if (last && own === undefined && layer.kind === 'linear') { net.kept[origin] = 'not split'; return [layer]; }
   const shape = shapeOf(layer, ...channelsOf(net, layer)), pieces = pays(shape, step.options.method, rank);
   if (!pieces) { net.kept[origin] = 'not split'; return [layer]; }
   let inputs = layer.inputs;

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from core.engine.surgery import kind_of
+
 BATCH = 64
 
 
@@ -55,7 +57,7 @@ def insert_batchnorm(module: nn.Module, x: Tensor) -> tuple[str, ...]:
     x (n, c, h, w) are the model's inputs to measure on. Returns the names of the convolutions, for `fold_batchnorm`.
     """
     module.eval()
-    convs = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    convs = [name for name, part in module.named_modules() if kind_of(part) in ("conv", "depthwise")]
     found = measure_outputs(module, convs, x)
     for name, (mean, variance) in found.items():
         conv = module.get_submodule(name)

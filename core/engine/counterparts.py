@@ -36,7 +36,7 @@ def find_units(changed: nn.Module, graph: fx.Graph, original: nn.Module, referen
     for node in graph.nodes:
         name = str(node.target)
         layer = modules[name] if node.op == "call_module" and runs.count(name) == 1 else None
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or "weight" in layer._buffers:
             continue
         output, norm, twin = node, None, _twin(name, modules, known)
         after = _only_user(node)

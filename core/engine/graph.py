@@ -17,6 +17,7 @@ from core.engine.dependency import Dependency, build_dependency
 from core.engine.surgery import Call, calls, copy_model, evaluating, kind_of, remove_channels
 from core.layers import Feed, Group
 
+SOURCES = ("conv", "conv_transpose", "linear", "shortcut")  # kinds that make new channels
 FROM_INPUT = "These are the channels of the model's input."
 
 
@@ -89,7 +90,7 @@ class _Reader:
         self.parts: dict[str, list[tuple[int, Feed]]] = {row.path: [] for row in rows}  # with the first channel's index
 
     def read(self) -> Structure:
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda r: kind_of(r.layer) == "shortcut"):  # no group is named after one
             unfed = kind_of(row.layer) in ("depthwise", "norm") and not self.parts[row.path]
             if unfed or (_is_source(row) and row.path not in self.group_of):
                 self._add_group(row)
@@ -194,12 +195,12 @@ def width_of(layer: nn.Module) -> int:
 
 def _is_source(row: Call) -> bool:
     """Whether a layer makes new channels, rather than passing on what it gets."""
-    return kind_of(row.layer) in ("conv", "conv_transpose", "linear")
+    return kind_of(row.layer) in SOURCES
 
 
 def inputs_of(row: Call) -> int:
     """Input channels that follow from other layers; 0 for a layer whose width nothing decides."""
-    if kind_of(row.layer) in ("conv", "conv_transpose"):
+    if kind_of(row.layer) in ("conv", "conv_transpose", "shortcut"):
         return int(row.layer.in_channels)  # type: ignore[arg-type]
     if isinstance(row.layer, nn.Linear):
         return row.layer.in_features
@@ -212,7 +213,7 @@ def _makes(row: Call, group: Group, group_of: dict[str, str]) -> bool:
 
 def _blocked(rows: tuple[Call, ...], why: str) -> Structure:
     """Every layer its own blocked group, its inputs one fixed source."""
-    makers = [row for row in rows if kind_of(row.layer) in ("conv", "conv_transpose", "linear", "depthwise")]
+    makers = [row for row in rows if kind_of(row.layer) in ("depthwise", *SOURCES)]
     groups = [Group(row.path, width_of(row.layer), (row.path,), why) for row in makers]
     sources = [Group(f"{row.path}.fixed", inputs_of(row), (), why) for row in rows if inputs_of(row)]
     group_of = {row.path: row.path if row in makers else "" for row in rows}

@@ -24,6 +24,7 @@ from core.engine.counterparts import Unit, find_units, touched_nodes
 from core.engine.data import Images, to_tensor
 from core.engine.least_squares import ROWS, Normal, as_matrix, as_weight, best_change, patches, values
 from core.engine.stream import Stream, trace
+from core.engine.surgery import kind_of
 from core.engine.zeros import surviving
 from core.errors import ModelError
 
@@ -102,7 +103,7 @@ def _repair_unit(
         return Normal.of(u[rows], r[rows], shifts=bias is not None)
 
     halves = [reduce(operator.add, map(normal, range(start, len(goal), 2))) for start in (0, 1)]
-    free = surviving(layer.weight)
+    free = None if kind_of(layer) == "shortcut" else surviving(layer.weight)
     free = None if free is None else as_matrix(layer, free)
     whole, old, wide = halves[0] + halves[1], layer.weight.clone(), scale.view(-1, *[1] * (layer.weight.ndim - 1))
     layer.weight += as_weight(layer, best_change(halves[0], halves[1], free)) / torch.where(wide == 0, 1.0, wide)

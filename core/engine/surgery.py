@@ -26,7 +26,9 @@ class Call:
 
 
 def kind_of(layer: nn.Module) -> str:
-    """conv, depthwise, conv_transpose, linear, norm or other, as in core/layers.py."""
+    """conv, depthwise, conv_transpose, linear, shortcut, norm or other, as in core/layers.py."""
+    if getattr(layer, "is_shortcut", False):
+        return "shortcut"
     if isinstance(layer, nn.Conv2d):
         return "depthwise" if 1 < layer.groups == layer.in_channels == layer.out_channels else "conv"
     if isinstance(layer, nn.ConvTranspose2d):
@@ -34,6 +36,11 @@ def kind_of(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         return "linear"
     return "norm" if isinstance(layer, NORMS) else "other"
+
+
+def shortcuts(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """Path → layer of every shortcut that had no parameters in the original (`shortcut.py`)."""
+    return {path: part for path, part in module.named_modules() if getattr(part, "is_shortcut", False)}  # type: ignore[misc]
 
 
 @contextmanager

@@ -15,14 +15,29 @@ from typing import Any
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 from torch import fx
 
-from core.engine.formats import onnx_arithmetic, onnx_gate, onnx_layers, onnx_resize, onnx_shapes, onnx_windows
+from core.engine.formats import (
+    onnx_arithmetic,
+    onnx_gate,
+    onnx_layers,
+    onnx_pads,
+    onnx_resize,
+    onnx_shapes,
+    onnx_windows,
+)
 from core.engine.formats.onnx_builder import BATCH, OPERATORS, Builder, Value
 from core.engine.formats.onnx_constants import attributes_of, constant_value, fold, to_array
 from core.engine.formats.onnx_names import Names
 from core.errors import ModelError, StudioError, UnsupportedOperator
 
 DEFAULT_INPUT = (3, 224, 224)  # for axes that the file leaves open
-TABLES = (onnx_arithmetic, onnx_layers, onnx_resize, onnx_shapes, onnx_windows)  # importing them fills OPERATORS
+TABLES = (
+    onnx_arithmetic,
+    onnx_layers,
+    onnx_pads,
+    onnx_resize,
+    onnx_shapes,
+    onnx_windows,
+)  # importing them fills OPERATORS
 
 
 @dataclass(frozen=True)

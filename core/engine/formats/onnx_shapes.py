@@ -1,4 +1,4 @@
-"""Operators that move values without changing them: reshape, transpose, slice, concatenate, pad.
+"""Operators that move values without changing them: reshape, transpose, slice, concatenate.
 
 A reshape is read for what it means, so that channels can be removed later and any batch size runs: merging axes is a
 flatten, and elsewhere the axis that holds channels is left to be inferred. The sizes of an image's axes stay fixed.
@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from core.engine.formats.onnx_builder import ALL, BATCH, Array, Attributes, Builder, Value, batch_axis, operator
 from core.errors import ModelError
-
-PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 @operator("Shape")
@@ -224,25 +221,3 @@ def tile(b: Builder, a: Attributes, x: Value, repeats: Value) -> fx.Node:
 def constant_of_shape(b: Builder, a: Attributes, target: Value) -> fx.Node:
     value = a.get("value", np.zeros(1, np.float32))
     return b.call(torch.full, tuple(b.dims(b.constant(target, "shape"))), value.item())
-
-
-@operator("Pad")
-def pad(b: Builder, a: Attributes, x: Value, pads: Value = None, value: Value = None, axes: Value = None) -> fx.Node:
-    sides = a["pads"] if pads is None else b.constant(pads, "padding").reshape(-1).tolist()
-    x = b.tensor(x)
-    rank, fill = len(b.shape(x)), a.get("value", 0.0)
-    if value is not None:
-        fill = b.constant(value, "value").item()
-    where = list(range(rank)) if axes is None else [int(i) % rank for i in b.constant(axes, "axes")]
-    pairs = [(0, 0)] * rank
-    for i, axis in enumerate(where):
-        pairs[axis] = (sides[i], sides[i + len(where)])
-    while pairs and pairs[0] == (0, 0):
-        pairs.pop(0)
-    if not pairs:
-        return x
-    if rank - len(pairs) < 1:
-        raise ModelError(f"Pad (node {b.node.name!r}) pads the batch axis; accepted are the other axes.")
-    mode = PAD_MODES[a.get("mode", "constant")]
-    flat = [side for pair in reversed(pairs) for side in pair]
-    return b.call(F.pad, x, flat, mode, fill if mode == "constant" else None)

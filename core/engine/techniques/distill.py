@@ -26,6 +26,7 @@ from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnor
 from core.engine.context import Context, Outcome
 from core.engine.data import Images, to_tensor
 from core.engine.precision import Mixed, placed
+from core.engine.surgery import shortcuts
 from core.engine.train import Epoch, Loss, Plan, accuracy, cross_entropy, fit
 from core.engine.zeros import surviving
 from core.errors import DataError, RecipeError
@@ -71,7 +72,9 @@ def make_loss(teacher: nn.Module, options: Distill, alpha: float) -> Loss:
 
 def keep_zeros(module: nn.Module) -> Callable[[nn.Module], None]:
     """A function that puts back the zeros that `module` has now, in layers where more than 5 % of weights are zero."""
-    masks = {name: surviving(weight) for name, weight in module.named_parameters() if weight.ndim > 1}
+    free = {f"{path}.weight" for path in shortcuts(module)}
+    weights = {name: p for name, p in module.named_parameters() if p.ndim > 1 and name not in free}
+    masks = {name: surviving(weight) for name, weight in weights.items()}
     kept = {name: mask for name, mask in masks.items() if mask is not None}
 
     @torch.no_grad()

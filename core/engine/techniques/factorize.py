@@ -22,7 +22,7 @@ from core.candidate import Skip
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
 from core.engine.reconstruct import repair
-from core.engine.surgery import copy_model
+from core.engine.surgery import copy_model, kind_of
 from core.layers import dial_for
 from core.options import Factorize
 from core.ranks import ANSWER, Shape, linear_rank, refusal, spatial_rank, tucker_ranks
@@ -201,7 +201,7 @@ def split(layer: nn.Module, method: str, rank: float, moment: Tensor | None) -> 
 def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], context: Context) -> Outcome:
     """Replace layers of `model` in place. Returns as skipped what would not become smaller, with the reason."""
     before = copy_model(model.eval())
-    parts = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
+    parts = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd) and kind_of(m) != "shortcut"}
     ranks = {name: rank for name in parts if (rank := dial_for(layers, name, options.rank)) < 1}
     own = {name for name in parts if dial_for(layers, name, None) is not None}
     shapes: dict[str, Shape] = {}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from core.candidate import Skip
 from core.engine.context import Context, Outcome
 from core.engine.reconstruct import repair
-from core.engine.surgery import copy_model
+from core.engine.surgery import copy_model, kind_of
 from core.layers import dial_for
 from core.options import PruneWeights
 
@@ -75,7 +75,7 @@ def apply(model: nn.Module, options: PruneWeights, layers: Mapping[str, float], 
     fixes the share, so there the dial only says whether a layer takes part (0: it does not).
     """
     before = copy_model(model)
-    parts = {name: part for name, part in model.named_modules() if isinstance(part, KINDS)}
+    parts = {n: part for n, part in model.named_modules() if isinstance(part, KINDS) and kind_of(part) != "shortcut"}
     own = {name: dial_for(layers, name, None) for name in parts}
     wanted = {name: options.sparsity if value is None else value for name, value in own.items()}
     taking = {name: parts[name] for name, sparsity in wanted.items() if sparsity > 0}
