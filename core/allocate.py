@@ -131,19 +131,29 @@ def _walk_back(steps: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]], state
 
 def _tails(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> tuple[Array, Array]:
     """Prices (p,) near the best one, and (items + 1, p): the least priced loss of the items from i on."""
-    low, high = 0.0, 1.0
-    while _priced_cost(losses, costs, high) > budget and high < 1e30:
+    low, high, rows = 0.0, 1.0, (_padded(losses), _padded(costs))
+    while _priced_cost(*rows, high) > budget and high < 1e30:
         high *= 4
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _priced_cost(losses, costs, middle) > budget else (low, middle)
+        low, high = (middle, high) if _priced_cost(*rows, middle) > budget else (low, middle)
     prices = high * np.array([0.0, 0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0, 4.0])
     least = [(a[:, None] + b[:, None] * prices).min(0) for a, b in zip(losses, costs, strict=True)]
     return prices, np.vstack([np.cumsum(least[::-1], axis=0)[::-1], np.zeros(len(prices))])
 
 
-def _priced_cost(losses: Sequence[Array], costs: Sequence[Array], price: float) -> float:
-    return float(sum(b[np.lexsort((b, a + price * b))[0]] for a, b in zip(losses, costs, strict=True)))
+def _padded(rows: Sequence[Array]) -> Array:
+    """(items, most options); options that an item lacks are infinite."""
+    filled = np.full((len(rows), max(map(len, rows))), np.inf)
+    for row, values in zip(filled, rows, strict=True):
+        row[: len(values)] = values
+    return filled
+
+
+def _priced_cost(losses: Array, costs: Array, price: float) -> float:
+    """What the plan of least priced loss costs, the cheaper option where two are equal."""
+    priced = losses + price * costs
+    return float(np.where(priced == priced.min(1, keepdims=True), costs, np.inf).min(1).sum())
 
 
 def _by_price(losses: Sequence[Array], costs: Sequence[Array], prices: Array, budget: float) -> tuple[list[int], float]:

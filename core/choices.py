@@ -38,10 +38,13 @@ class Choices:
     locked: Plan = field(default_factory=dict)
     latency: LatencyTable | None = None
     multiple: int = 1  # widths are rounded to it
+    known: dict[tuple[object, ...], Costs] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # layer, as it is → costs
 
     def cost_of(self, plan: Plan) -> Costs:
         """The whole model's (MACs, bytes of weights, latency in ms) under a plan."""
-        rows = np.array([self._layer(layer, plan) for layer in self.profile.tunable])
+        rows = np.array([self._layer(layer, plan) for layer in self.profile.weighing])
         total = rows.sum(0)
         if self.latency:
             total[2] = self.latency.whole(total[2])
@@ -148,7 +151,7 @@ class Choices:
 
     def _floor(self, items: Sequence[Item], plan: Plan) -> Costs:
         """What the model costs with every item at its cheapest, as priced around `plan`."""
-        current = np.array([self._layer(layer, plan) for layer in self.profile.tunable]).sum(0)
+        current = np.array([self._layer(layer, plan) for layer in self.profile.weighing]).sum(0)
         for x in items:
             level = plan.get((x.name, x.technique), float(CATALOG[x.technique].neutral))
             current = current - np.array(x.costs[x.levels.index(level)])
@@ -177,10 +180,10 @@ class Choices:
     def _touched(self, name: str, technique: str) -> list[Layer]:
         if technique != "prune_channels":
             return [self.profile.layer(name)]
-        return [x for x in self.profile.tunable if x.group == name or any(f.group == name for f in x.inputs)]
+        return [x for x in self.profile.weighing if x.group == name or any(f.group == name for f in x.inputs)]
 
     def _sum(self, layers: Sequence[Layer], plan: Plan) -> Costs:
-        return tuple(np.array([self._layer(layer, plan) for layer in layers]).sum(0).tolist())
+        return tuple(map(sum, zip(*(self._layer(layer, plan) for layer in layers), strict=True)))
 
     def _width(self, group: str, plan: Plan) -> int:
         channels = self.profile.group(group).channels
@@ -190,16 +193,32 @@ class Choices:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""
         into = sum(self._width(f.group, plan) * f.repeat for f in layer.inputs) or layer.in_channels
         out = self._width(layer.group, plan) if layer.group else layer.out_channels
+        rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)
+        key = (layer.name, into, out, rank, bits)
+        if key not in self.known:
+            shortcut = layer.kind == "shortcut"
+            self.known[key] = (
+                self._shortcut(layer, into, out) if shortcut else self._sized(layer, into, out, rank, bits)
+            )
+        return self.known[key]
+
+    def _sized(self, layer: Layer, into: int, out: int, rank: float, bits: float) -> Costs:
         whole = shape_of(layer, into, out)
-        rank = plan.get((layer.name, "factorize"), 1.0)
         split = rank < 1 and not refusal(whole, "spatial_svd", rank)
         parts: tuple[Shape, ...] = factors(whole, "spatial_svd", rank) if split else (whole,)
-        bits = plan.get((layer.name, "quantize"), 32.0)
         biases = sum(p.bias * p.out_channels for p in parts)
         scales = out if bits < 32 else 0
         size = (sum(p.params for p in parts) - biases) * bits / 8 + 4 * (biases + scales)
         time = sum(self.latency.operator(p, bits) for p in parts) if self.latency else 0.0
         return float(sum(p.macs for p in parts)), size, time
+
+    def _shortcut(self, layer: Layer, into: int, out: int) -> Costs:
+        """Free as a copy; a 1×1 convolution once it is cut."""
+        if (into, out) == (layer.in_channels, layer.out_channels):
+            return 0.0, 0.0, 0.0
+        sizes = layer.input_shape[-2:], layer.output_shape[-2:]
+        shape = Shape("conv", into, out, (1, 1), 1, *sizes)  # type: ignore[arg-type]
+        return float(shape.macs), 4.0 * shape.params, self.latency.operator(shape) if self.latency else 0.0
 
 
 def _within(costs: Costs, ceiling: Costs) -> bool:

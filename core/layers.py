@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,17 @@ class Profile:
         """The layers a technique may touch, in order."""
         return tuple(layer for layer in self.layers if layer.kind not in ("shortcut", "norm", "other"))
 
+    @property
+    def weighing(self) -> tuple[Layer, ...]:
+        """The tunable layers, and the shortcuts that weigh something once channels around them are removed."""
+        return tuple(layer for layer in self.layers if layer.kind not in ("norm", "other"))
+
     def group(self, name: str) -> Group:
-        return next(g for g in self.groups if g.name == name)
+        return self._named[name]
+
+    @cached_property
+    def _named(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
 
     def layer(self, name: str) -> Layer:
         return next(x for x in self.layers if x.name == name)

@@ -146,7 +146,7 @@ def measure_cells(
     table = read_table(path)
     assert table is not None
     done = {key for key, cell in table.cells.items() if cell.kl is not None}
-    replay = _replay_that_fits(network.module, x, {x.name for x in profile.layers if x.kind not in ("norm", "other")})
+    replay = _replay_that_fits(network.module, x, {x.name for x in profile.weighing})
     labels = None if y is None else y[: len(replay.x)]
     for i, ((layer, technique), level) in enumerate(todo):
         if (layer, technique, level) in done:
