@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.allocate_several import solve_several
 from core.errors import StudioError
 
 Array = NDArray[np.float64]
 GRID = 2048  # cells of the front's cost axis
-GAP = 1e-3  # several budgets: at most this share above the least loss; tables are not known better than that
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def allocate(items: Sequence[Item], budgets: Sequence[float | None]) -> Allocati
         column = int(np.flatnonzero(bound)[0])
         return _gather(items, _solve_one(items, column, float(ceiling[column])))
     alone = [_gather(items, _solve_one(items, int(k), float(ceiling[k]))).loss for k in np.flatnonzero(bound)]
-    return _gather(items, _solve_several(items, ceiling, max(alone)))
+    return _gather(items, solve_several(items, ceiling, max(alone)))
 
 
 def _gather(items: Sequence[Item], choice: Sequence[int]) -> Allocation:
@@ -179,39 +178,6 @@ def _by_price(losses: Sequence[Array], costs: Sequence[Array], prices: Array, bu
         if found is None or loss < found[1]:
             found = choice, loss
     return found or ([int(b.argmin()) for b in costs], np.inf)
-
-
-def _solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[int]:
-    """`scale` is a loss that cannot be beaten: HiGHS's absolute tolerances become relative to it."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    finite = np.isfinite(ceiling)
-    room = ceiling - np.array([np.min(x.costs, axis=0) for x in items]).sum(0)  # above the smallest plan
-    fits = [
-        np.all(np.array(x.costs) - np.min(x.costs, axis=0) <= room + 1e-9 * (1 + np.abs(ceiling)), axis=1)
-        for x in items
-    ]
-    counts = [len(x.levels) for x in items]
-    owner = np.repeat(np.arange(len(items)), counts)
-    one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    costs = np.concatenate([np.array(x.costs) for x in items])[:, finite]
-    unit = np.where(costs.max(0) > 0, costs.max(0), 1.0)
-    losses = np.concatenate([np.array(x.losses) for x in items])
-    result = milp(
-        losses / (scale or max(float(losses.max()), 1e-30)),
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0, np.concatenate(fits).astype(float)),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(costs.T / unit[:, None], -np.inf, ceiling[finite] / unit),
-        ],
-        options={"mip_rel_gap": GAP},
-    )
-    if result.x is None:
-        raise StudioError("No plan keeps within all budgets together; raise one of them.")
-    starts = np.cumsum([0, *counts])
-    return [int(result.x[a:b].argmax()) for a, b in pairwise(starts)]
 
 
 def front(items: Sequence[Item], kind: int = 0, cells: int = GRID, count: int = 256) -> list[Allocation]:
