@@ -53,7 +53,7 @@ def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[
         if time.monotonic() > end:
             break
         start = time.process_time()
-        replay = Replay(subject.module, x[i : i + CHUNK], [layer.name for layer in subject.profile.tunable])
+        replay = Replay(subject.module, x[i : i + CHUNK], [layer.name for layer in subject.profile.weighing])
         labels = y[i : i + CHUNK]
         base = float(F.cross_entropy(replay.logits, labels, reduction="sum"))
         right = int((replay.logits.argmax(1) == labels).sum())
@@ -76,7 +76,7 @@ def run_whole(module: nn.Module, x: Tensor, weights: dict[str, Tensor]) -> Tenso
 
 def same_as_uncached(subject: Subject, x: Tensor, every: int = 10) -> tuple[float, float, float]:
     """(largest difference of the logits, cached seconds, uncached seconds) over every tenth cell on `x`."""
-    replay = Replay(subject.module, x, [layer.name for layer in subject.profile.tunable])
+    replay = Replay(subject.module, x, [layer.name for layer in subject.profile.weighing])
     worst, times = 0.0, [0.0, 0.0]
     for key, level in settings(subject.profile)[::every]:
         weights, out = perturb(subject.network, {key: level}), []
