@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import opening
+from app import opening, state
 from app.tables import percent, plain
 from core.cards import ModelCard
 from sample_models import SAMPLES, picture_file
+
+DOWNLOADS = {"cifar10": "170 MB"}  # data that does not come with the studio
 
 
 def show() -> None:
@@ -24,12 +26,22 @@ def _card(name: str, card: ModelCard) -> None:
         st.caption(plain(card.description))
         if card.accuracy is not None:
             st.caption(f"Accuracy {percent(card.accuracy)} (verified when it was trained) · {plain(card.licence)}")
+        data = _data_of(card)
+        if data["kind"] in DOWNLOADS:
+            st.caption(f"Opening it downloads {DOWNLOADS[data['kind']]} of pictures, once.")
         st.space("stretch")
         st.button(
             "Open",
             key=f"open-{name}",
             icon=":material/folder_open:",
             on_click=opening.start,
-            args=({"kind": "sample", "name": name}, {"kind": card.data}, f"Open {card.title}"),
+            args=({"kind": "sample", "name": name}, data, f"Open {card.title}"),
             help=f"Opens {card.title} with its data, and measures it.",
         )
+
+
+def _data_of(card: ModelCard) -> dict[str, str]:
+    """The sample's data, from the workspace where it is there already."""
+    here = (k for k, data in state.workspace().data_sets().items() if data.name == card.data)
+    known = next(here, None)
+    return {"kind": "workspace", "id": known} if known else {"kind": card.data}

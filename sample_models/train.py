@@ -1,7 +1,7 @@
 """Make a sample model again: `python -m sample_models.train NAME [--data FILE.npz] [--epochs N]`.
 
 Writes NAME.safetensors, NAME.png (a contact sheet) and NAME.json, the card with the accuracy on the whole test part.
-The seed is fixed; a run that was stopped goes on from its last finished epoch.
+Seeds are fixed; a run that was stopped goes on from its last finished epoch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Training:
     description: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    plan: Plan
+    plans: tuple[Plan, ...]  # one after the other, each from the best epoch of the one before
     compiled: bool = True  # by torch.compile: halves the time of all but the smallest networks
 
 
@@ -46,7 +46,7 @@ TRAININGS = {
         "Ten shapes, 32×32 colour. Needs no download: the data is drawn.",
         (0.5, 0.5, 0.5),
         (0.25, 0.25, 0.25),
-        Plan(epochs=12, learning_rate=0.1, batch_size=64, schedule="onecycle", flip=True, averaging=0.99),
+        (Plan(epochs=12, learning_rate=0.1, batch_size=64, schedule="onecycle", flip=True, averaging=0.99),),
     ),
     "digits_lenet": Training(
         "digits",
@@ -54,7 +54,7 @@ TRAININGS = {
         "Handwritten digits, 8×8 grey. Trains in seconds.",
         (0.305,),
         (0.376,),
-        Plan(epochs=60, learning_rate=0.05, batch_size=32, schedule="onecycle", shift=1, averaging=0.99),
+        (Plan(epochs=60, learning_rate=0.05, batch_size=32, schedule="onecycle", shift=1, averaging=0.99),),
         compiled=False,
     ),
     "cifar10_resnet20": Training(
@@ -63,7 +63,10 @@ TRAININGS = {
         "Ten kinds of animals and vehicles, 32×32 colour photographs.",
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
-        Plan(epochs=30, learning_rate=0.2, batch_size=128, schedule="onecycle", flip=True, averaging=0.998),
+        (
+            Plan(epochs=30, learning_rate=0.2, batch_size=128, schedule="onecycle", flip=True, averaging=0.998),
+            Plan(epochs=20, learning_rate=0.1, batch_size=128, flip=True, averaging=0.998, seed=1),
+        ),
     ),
 }
 
@@ -100,28 +103,28 @@ def write_sample(name: str, module: nn.Module, data: Data) -> ModelCard:
 def train(
     name: str, data: Data, epochs: int | None = None, *, checkpoint: Path | None = None, compiled: bool = True
 ) -> nn.Module:
-    """The sample's network, trained by its plan. `compiled` needs a C++ compiler."""
-    plan = TRAININGS[name].plan
-    seed_all(plan.seed)
+    """The sample's network, trained by its plans. `compiled` needs a C++ compiler."""
+    plans = TRAININGS[name].plans
+    seed_all(plans[0].seed)
     module = NETWORKS[name]()
-    began = time.monotonic()
-
-    def report(fraction: float, message: str, **_: Any) -> None:
-        if message.startswith("Epoch"):
-            print(f"{message}, {time.monotonic() - began:.0f} s", flush=True)
-
-    plan = replace(plan, epochs=epochs or plan.epochs)
     forward = cast(nn.Module, torch.compile(module)) if compiled else None
-    fit(
-        module,
-        data.train,
-        data.validation,
-        card_of(name, data),
-        plan,
-        report=report,
-        checkpoint=checkpoint,
-        forward=forward,
-    )
+    for number, plan in enumerate(plans, 1):
+        began = time.monotonic()
+
+        def report(fraction: float, message: str, *, number: int = number, began: float = began, **_: Any) -> None:
+            if message.startswith("Epoch"):
+                print(f"Plan {number} of {len(plans)}. {message}, {time.monotonic() - began:.0f} s", flush=True)
+
+        fit(
+            module,
+            data.train,
+            data.validation,
+            card_of(name, data),
+            replace(plan, epochs=epochs or plan.epochs),
+            report=report,
+            checkpoint=checkpoint and checkpoint.with_suffix(f".{number}"),
+            forward=forward,
+        )
     return module
 
 
@@ -144,7 +147,8 @@ def main() -> None:
         compiled=TRAININGS[asked.name].compiled and not asked.eager,
     )
     card = write_sample(asked.name, module, data)
-    checkpoint.unlink()
+    for file in checkpoint.parent.glob(f"{checkpoint.stem}.[0-9]"):
+        file.unlink()
     print(f"{card.name}: {card.accuracy:.2%} of the {data.card.test} test images")
 
 

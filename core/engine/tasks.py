@@ -32,13 +32,15 @@ def open_pair(workspace: Workspace, params: dict[str, Any], report: Report) -> d
     """
     report(0.01, "Reading the model")
     model = open_model(workspace, params["model"])
-    report(0.1, "Reading the data")
+    own = params["model"]["kind"] == "file"
+    model_id = "" if own else bring_model(workspace, params["model"], model, part(report, 0.02, 0.1))
+    report(0.1, "Reading the data", **({} if own else {"model": model_id}))  # it is open even if its data cannot be had
     data_id = bring_data(workspace, params["data"], part(report, 0.1, 0.2)) if params.get("data") else None
     data = open_data(workspace, data_id, model.card) if data_id else None
-    if data and params["model"]["kind"] == "file":
+    if data and own:
         report(0.2, "Finding the normalization that fits the labels")
         model = learn_from(data, model, params["model"])
-    model_id = bring_model(workspace, params["model"], model, part(report, 0.4, 0.5))
+    model_id = model_id or bring_model(workspace, params["model"], model, part(report, 0.4, 0.5))
     report(0.5, "Measuring the original on the test images", model=model_id)
     if data_id and data and not workspace.baseline(model_id, data_id):
         measure(workspace, model_id, model, data_id, data, part(report, 0.5, 1.0))
