@@ -23,15 +23,16 @@ def contents(images: Images) -> list[bytes]:
     return [picture.tobytes() for picture in images.x]
 
 
-@given(count=st.integers(20, 3000), own_test=st.booleans())
+@given(count=st.integers(20, 3000), own_test=st.booleans(), labelled=st.booleans())
 @settings(max_examples=30)
-def test_parts_never_overlap_and_lose_nothing(count: int, own_test: bool) -> None:
+def test_parts_never_overlap_and_lose_nothing(count: int, own_test: bool, labelled: bool) -> None:
     pool, test = numbered(count), numbered(30, start=60_000) if own_test else None
+    pool = pool if labelled else Images(pool.x, None)
     parts = split(pool, test)
     everything = [key for part in parts for key in contents(part)]
     assert len(set(everything)) == len(everything) == count + (30 if own_test else 0)
     assert all(len(part) for part in parts)
-    for part in parts:  # labels stay with their pictures
+    for part in parts if labelled else ():  # labels stay with their pictures
         number = part.x[:, 0, 0, 0].astype(int) + 256 * part.x[:, 0, 1, 0].astype(int)
         np.testing.assert_array_equal(part.y, number % 10)
 
@@ -40,6 +41,14 @@ def test_sizes_of_the_parts() -> None:
     """1000 pictures without a test part: 200 test, 100 validation, 100 calibration, the rest train."""
     assert list(map(len, split(numbered(1000), None))) == [600, 100, 100, 200]
     assert list(map(len, split(numbered(10_000), numbered(50)))) == [8488, 512, 1000, 50]
+
+
+@pytest.mark.parametrize(
+    ("count", "parts"),
+    [(20, [5, 6, 3, 6]), (200, [50, 60, 30, 60]), (500, [261, 64, 75, 100]), (1000, [600, 100, 100, 200])],
+)
+def test_few_images_without_labels_are_not_left_to_training(count: int, parts: list[int]) -> None:
+    assert list(map(len, split(Images(numbered(count).x, None), None))) == parts
 
 
 def test_split_is_the_same_every_time() -> None:

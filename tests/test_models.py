@@ -172,11 +172,12 @@ class Exact(nn.Module):
 
 
 @pytest.mark.parametrize("name", [name for name, (mean, _) in NORMALIZATIONS.items() if name != "CIFAR-10"])
-def test_normalization_is_found(name: str) -> None:
+@pytest.mark.parametrize("labelled", [True, False])
+def test_normalization_is_found(name: str, labelled: bool) -> None:
     mean, std = NORMALIZATIONS[name]
     x = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3)).astype(np.uint8)
     card = ModelCard("n", "n", (3, 2, 2), tuple(map(str, range(40))))
-    images = Images(x, np.arange(40))
+    images = Images(x, np.arange(40) if labelled else None)
     found = models.guess_normalization(models.Model(Exact(card.with_(mean=mean, std=std), x), card), images)
     assert (found.mean, found.std) == (mean, std)
     assert found == card.with_(mean=mean, std=std)
@@ -199,15 +200,26 @@ def test_close_normalizations_are_decided_on_more_images() -> None:
     assert (found.mean, found.std) == NORMALIZATIONS["CIFAR-10"]
 
 
-def test_normalization_stays_without_labels_or_when_equal() -> None:
+def test_normalization_stays_when_all_are_equal() -> None:
     card = ModelCard("n", "n", (3, 2, 2), ("a", "b"), mean=(0.3,), std=(0.7,))
     blind = models.Model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), card)
     x = np.zeros((30, 2, 2, 3), np.uint8)
-    assert models.guess_normalization(blind, Images(x, None)) == card
     nn.init.zeros_(blind.module[1].weight)
+    assert models.guess_normalization(blind, Images(x, None)) == card
     assert models.guess_normalization(blind, Images(x, np.zeros(30, np.int64))) == card
     with pytest.raises(ModelError, match=r"images are \(2, 2, 1\).*model takes \(2, 2, 3\)"):
         models.guess_normalization(blind, Images(x[..., :1], np.zeros(30, np.int64)))
+
+
+def test_sure_and_varied_answers_carry_information() -> None:
+    """Two sure answers, equally often: ln 2. The same answer, or no idea, on every picture: nothing."""
+    x = np.array([0, 255] * 6, np.uint8).reshape(12, 1, 1, 1)
+    card = ModelCard("n", "n", (1, 1, 1), ("dark", "light"))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    for weight, bias, expected in ((200.0, -100.0, np.log(2)), (0.0, 50.0, 0.0), (0.0, 0.0, 0.0)):
+        net[1].weight.data = torch.tensor([[0.0], [weight]])  # type: ignore[union-attr]
+        net[1].bias.data = torch.tensor([0.0, bias])  # type: ignore[union-attr]
+        assert models.information(net, Images(x, None), card) == pytest.approx(expected, abs=1e-9)
 
 
 def test_public_checkpoints_are_recognized() -> None:
@@ -220,4 +232,6 @@ def test_public_checkpoints_are_recognized() -> None:
         model = models.open_model({"kind": "file", "path": shared(f"checkpoints/{name}.onnx")})
         card = models.guess_normalization(model, images)
         assert (card.mean, card.std) == NORMALIZATIONS[wanted]
+        blind = models.guess_normalization(model, Images(images.x, None))
+        assert accuracy(model.module, images, blind) >= least
         assert accuracy(model.module, images, card) >= least

@@ -19,6 +19,8 @@ from core.errors import DataError
 CALIBRATION = 512  # images set aside for calibration; 256–512 suffice for quantization and sensitivity
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
+# Few images without labels train nothing, so more of them repair, calibrate and judge: part → (share, at most).
+UNLABELLED = {"test": (0.3, 100), "validation": (0.15, 100), "calibration": (0.3, 64)}
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,19 @@ def split(pool: Images, test: Images | None, *, seed: int = 0) -> tuple[Images, 
     if count < 20:
         raise DataError(f"Too few images: received {count}, accepted are 20 or more, so that each part has some.")
     order = np.random.default_rng(seed).permutation(count)
-    tests = 0 if test is not None else max(1, round(count * TEST_SHARE))
-    validations = max(1, round(count * VALIDATION_SHARE))
-    calibrations = min(CALIBRATION, max(1, round(count * VALIDATION_SHARE)))
+    tests = 0 if test is not None else _size(pool, "test", TEST_SHARE)
+    validations = _size(pool, "validation", VALIDATION_SHARE)
+    calibrations = min(CALIBRATION, _size(pool, "calibration", VALIDATION_SHARE))
     cuts = np.cumsum([tests, validations, calibrations])
     held, validation, calibration, train = np.split(order, cuts)
     parts = [pool.take(np.sort(index)) for index in (train, calibration, validation)]
     return parts[0], parts[1], parts[2], pool.take(np.sort(held)) if test is None else test
+
+
+def _size(pool: Images, part: str, share: float) -> int:
+    """How many images a part gets: its share, and more of a small pool without labels."""
+    more, most = UNLABELLED[part] if pool.y is None else (0.0, 0)
+    return max(1, round(len(pool) * share), min(most, round(len(pool) * more)))
 
 
 def hash_of(parts: tuple[Images, ...]) -> str:

@@ -1,6 +1,6 @@
 """Where models come from: samples, torchvision's architectures with weights, ONNX files.
 
-A file says little about how its pixels were scaled, so `guess_normalization` tries the common ways on labelled images.
+A file says little about how its pixels were scaled, so `guess_normalization` tries the common ways on images.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from core.architectures import ARCHITECTURES
 from core.cards import NORMALIZATIONS, ModelCard
-from core.engine.data import Images
+from core.engine.data import Images, to_tensor
 from core.engine.formats.onnx_reader import DEFAULT_INPUT, read_file
 from core.engine.formats.weights_reader import is_weights, read_weights
 from core.engine.train import accuracy
 from core.errors import ModelError
 
 SCREENED, MOST_IMAGES = 128, 512  # images that `guess_normalization` looks at, first and to decide
-MARGIN = 0.1  # in accuracy: what 128 images cannot tell apart
+MARGIN = 0.1  # in accuracy, or in nats without labels: what 128 images cannot tell apart
 HELPERS = ("aux1", "aux2", "AuxLogits")  # heads that only training uses
 NATIVE_SIDES = {"inception_v3": 299}  # where a network's own input is not 224 × 224
 
@@ -185,12 +185,10 @@ def _shown(shape: Any) -> str:
 
 def guess_normalization(model: Model, images: Images) -> ModelCard:
     """`model`'s card with the usual normalization that answers most of these labelled images right; of equals the
-    first, and the card's own comes first. Without labels, the card as it is.
+    first, and the card's own comes first. Without labels, the one whose answers say most about which image they saw.
 
     Raises ModelError when the images are not of the model's input shape (channels, height, width).
     """
-    if images.y is None:
-        return model.card
     channels, height, width = model.card.input_shape
     if images.x.shape[1:] != (height, width, channels):
         raise ModelError(
@@ -202,8 +200,21 @@ def guess_normalization(model: Model, images: Images) -> ModelCard:
 
     def score(card: ModelCard, count: int) -> float:
         spread = np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))  # files are often sorted by class
-        return accuracy(model.module, images.take(spread), card, batch=SCREENED)
+        few = images.take(spread)
+        return information(model.module, few, card) if few.y is None else accuracy(model.module, few, card, SCREENED)
 
     rough = {card: score(card, SCREENED) for card in dict.fromkeys(cards)}
     close = [card for card, share in rough.items() if share >= max(rough.values()) - MARGIN]
     return close[0] if len(close) == 1 else max(close, key=lambda card: score(card, MOST_IMAGES))
+
+
+@torch.no_grad()
+def information(module: nn.Module, images: Images, card: ModelCard) -> float:
+    """Mutual information of images and answers in nats: large where each answer is sure and all together are varied.
+
+    On pixels scaled as the network was trained on it is; on others its answers are unsure, or all the same.
+    Unsupervised Classifiers, Mutual Information and 'Phantom Targets', Bridle et al. 1992.
+    """
+    parts = [module(to_tensor(images.x[i : i + SCREENED], card)) for i in range(0, len(images), SCREENED)]
+    shares = torch.cat(parts).double().softmax(1)
+    return float(torch.special.entr(shares.mean(0)).sum() - torch.special.entr(shares).sum(1).mean())

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -35,6 +36,21 @@ SHARES = {"prune_channels": 4.0, "distill": 8.0, "quantize": 4.0}  # of the prog
 EXPORT, ANSWERS, TIMING = 4.0, 3.0, 4.0
 
 
+@dataclass(frozen=True)
+class Built:
+    """What a recipe made: `model.onnx` in `folder`, on which nothing is measured yet."""
+
+    recipe: Recipe
+    folder: Path
+    made: Made
+    parity: float  # largest |torch - ONNX| over the logits of real images, before file steps
+    seconds: float
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "model.onnx"
+
+
 def run(
     recipe: Recipe,
     model: Model,
@@ -50,14 +66,53 @@ def run(
     `ids` are the model's and the data's names in a workspace. `baseline` holds the original file's answers on the test
     part, where they are known. Raises RecipeError, ModelError, DataError or what `report` raises.
     """
-    began = time.perf_counter()
-    folder = Path(folder)
+    making, measuring = stages(report, [sum(_steps(recipe)), sum(_scores(model, baseline))])
+    built = build(recipe, model, data, folder, report=making)
+    candidate = measure(built, model, data, report=measuring, ids=ids, baseline=baseline)
+    report(1.0, "Done")
+    return candidate
+
+
+def build(recipe: Recipe, model: Model, data: Data, folder: Path | str, *, report: Report = silent) -> Built:
+    """All steps and the export between them. The test part is not looked at. Raises as `run` does."""
+    began, folder = time.perf_counter(), Path(folder)
     check_fit(model.card, data)
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
+    made, parts = Made(copy.deepcopy(model.module).eval()), stages(report, _steps(recipe))
+    steps, file = recipe.active, folder / "model.onnx"
+
+    def apply(number: int, step: Step) -> None:
+        title = f"Step {number} of {len(steps)}, {CATALOG[step.technique].title}"
+        apply_step(step, made, model, data, recipe.seed, folder / "scratch", titled(next(parts), title))
+
+    for number, step in enumerate(steps, 1):
+        if CATALOG[step.technique].acts_on == "model":
+            apply(number, step)
+    onnx_writer.export(made.module, model.card, file, next(parts), {"recipe": recipe.id})
+    parity = onnx_writer.verify(made.module, file, probe(data, model.card).numpy())
+    for number, step in enumerate(steps, 1):
+        if CATALOG[step.technique].acts_on == "file":
+            made.proto = onnx.load(file)
+            apply(number, step)
+            onnx_writer.save(made.proto, file)
+    return Built(recipe, folder, made, parity, time.perf_counter() - began)
+
+
+def measure(
+    built: Built,
+    model: Model,
+    data: Data,
+    *,
+    report: Report = silent,
+    ids: tuple[str, str] | None = None,
+    baseline: Path | None = None,
+) -> Candidate:
+    """Every score of the built file on the whole test part; the candidate's record is then in its folder."""
+    began, recipe, file = time.perf_counter(), built.recipe, built.file
     ids = ids or (identify(model.card.name, fingerprint(model)), identify(data.card.name, data.card.hash))
-    parts = stages(report, _shares(recipe, model, baseline))
-    made, parity = _make(recipe, model, data, folder, parts)
-    file, original = folder / "model.onnx", _original_file(model, folder, parts)
-    logits, scores = _measure(original, file, baseline, model.card, data, parts)
+    parts = stages(report, _scores(model, baseline))
+    original = _original_file(model, built.folder, parts)
+    logits, scores = _score(original, file, baseline, model.card, data, parts)
     candidate = Candidate(
         id=candidate_id(recipe, *ids),
         model=ids[0],
@@ -65,19 +120,18 @@ def run(
         recipe=recipe.to_yaml(),
         title=recipe.title,
         scores=scores,
-        skipped=tuple(made.skipped),
-        curves=made.curves,
+        skipped=tuple(built.made.skipped),
+        curves=built.made.curves,
         layer_error=evaluate.layer_error(original, file, data.calibration, model.card),
-        parity=parity,
-        seconds=time.perf_counter() - began,
+        parity=built.parity,
+        seconds=built.seconds + time.perf_counter() - began,
         provenance=provenance(recipe, original, file, data),
     )
-    _keep(candidate, logits, folder)
-    report(1.0, "Done")
+    _keep(candidate, logits, built.folder)
     return candidate
 
 
-def _measure(
+def _score(
     original: Path, file: Path, baseline: Path | None, card: ModelCard, data: Data, parts: Iterator[Report]
 ) -> tuple[evaluate.Logits, Scores]:
     """The candidate's answers on the test part, and its scores against the original's."""
@@ -100,36 +154,18 @@ def measure_original(
     return evaluate.score(file, logits, logits, data.test, card, rows), logits
 
 
-def _make(recipe: Recipe, model: Model, data: Data, folder: Path, parts: Iterator[Report]) -> tuple[Made, float]:
-    """All steps and the export between them. Returns what was made and how far the export is from torch."""
-    (folder / "scratch").mkdir(parents=True, exist_ok=True)
-    made = Made(copy.deepcopy(model.module).eval())
-    steps, file = recipe.active, folder / "model.onnx"
-
-    def apply(number: int, step: Step) -> None:
-        title = f"Step {number} of {len(steps)}, {CATALOG[step.technique].title}"
-        apply_step(step, made, model, data, recipe.seed, folder / "scratch", titled(next(parts), title))
-
-    for number, step in enumerate(steps, 1):
-        if CATALOG[step.technique].acts_on == "model":
-            apply(number, step)
-    onnx_writer.export(made.module, model.card, file, next(parts), {"recipe": recipe.id})
-    parity = onnx_writer.verify(made.module, file, probe(data, model.card).numpy())
-    for number, step in enumerate(steps, 1):
-        if CATALOG[step.technique].acts_on == "file":
-            made.proto = onnx.load(file)
-            apply(number, step)
-            onnx_writer.save(made.proto, file)
-    return made, parity
-
-
-def _shares(recipe: Recipe, model: Model, baseline: Path | None) -> list[float]:
-    """How long each stage takes, roughly, in the order in which they come."""
+def _steps(recipe: Recipe) -> list[float]:
+    """How long each stage of making takes, roughly, in the order in which they come."""
     steps = [SHARES.get(s.technique, 2.0) * getattr(s.record, "epochs", 1) for s in recipe.active]
     model_steps = sum(CATALOG[s.technique].acts_on == "model" for s in recipe.active)
+    return [*steps[:model_steps], EXPORT, *steps[model_steps:]]
+
+
+def _scores(model: Model, baseline: Path | None) -> list[float]:
+    """The same for measuring."""
     original = [] if model.file else [EXPORT]
     answers = [ANSWERS] if baseline and baseline.exists() else [ANSWERS, ANSWERS]
-    return [*steps[:model_steps], EXPORT, *steps[model_steps:], *original, *answers, TIMING]
+    return [*original, *answers, TIMING]
 
 
 def _known(baseline: Path | None) -> evaluate.Logits | None:

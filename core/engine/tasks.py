@@ -38,7 +38,7 @@ def open_pair(workspace: Workspace, params: dict[str, Any], report: Report) -> d
     data_id = bring_data(workspace, params["data"], part(report, 0.1, 0.2)) if params.get("data") else None
     data = open_data(workspace, data_id, model.card) if data_id else None
     if data and own:
-        report(0.2, "Finding the normalization that fits the labels")
+        report(0.2, "Finding the normalization that fits the images")
         model = learn_from(data, model, params["model"])
     model_id = model_id or bring_model(workspace, params["model"], model, part(report, 0.4, 0.5))
     report(0.5, "Measuring the original on the test images", model=model_id)
@@ -90,15 +90,13 @@ def open_data(workspace: Workspace, data_id: str, card: ModelCard) -> Data:
 
 
 def learn_from(data: Data, model: Model, source: dict[str, Any]) -> Model:
-    """What an uploaded file does not say about itself, taken from labelled images: names of classes, normalization."""
+    """What an uploaded file does not say about itself, from images: normalization and, with labels, names of classes."""
     from core.engine import models
 
     card = model.card
-    if not data.card.labelled:
-        return model
     if "mean" not in source:
         card = models.guess_normalization(model, data.validation)
-    if "classes" not in source and len(card.classes) == len(data.card.classes):
+    if data.card.labelled and "classes" not in source and len(card.classes) == len(data.card.classes):
         card = card.with_(classes=data.card.classes)
     return replace(model, card=card)
 
