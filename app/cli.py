@@ -1,6 +1,7 @@
-"""`cnn-studio`: opens the studio; `run`, `profile` and `samples` do without it.
+"""`cnn-studio`: opens the studio; the other commands do without it.
 
     cnn-studio                                                     the studio in the browser
+    cnn-studio optimize M --data D --max-drop 0.5 --out DIR        the best recipe within a loss, found in minutes
     cnn-studio run recipe.yaml --model M --data D --out DIR        one candidate, as if clicked together
     cnn-studio profile M                                           what every layer costs
     cnn-studio samples                                             models and data that come with the studio
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from app import tables
-from core.candidate import Candidate
+from app.terminal import Progress, print_candidate, print_table, print_trials, time_of
+from core import bundle
 from core.errors import StudioError
 from core.recipe import Recipe
 from core.workspace import Workspace
 from sample_models import SAMPLES
 
 DATA = ("shapes", "digits", "cifar10")
-EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cnn-studio", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="studio | run | profile | samples")
+    commands = parser.add_subparsers(required=True, metavar="studio | optimize | run | profile | samples")
     studio = commands.add_parser("studio", help="open the studio")
     studio.add_argument("--port", type=int, default=8501)
     studio.add_argument("--address", default="127.0.0.1")
@@ -61,12 +62,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", required=True)
     run.add_argument("--out", type=Path, required=True, help="folder for the candidate")
     run.set_defaults(do=run_recipe)
+    optimize = commands.add_parser("optimize", help="find a recipe within an allowed loss")
+    optimize.add_argument("model")
+    optimize.add_argument("--data", help="images, with or without labels; a sample brings its own")
+    optimize.add_argument(
+        "--max-drop", type=float, help="points of accuracy (0.5), or of agreement without labels (2), that may be lost"
+    )
+    optimize.add_argument("--for", dest="objective", default="latency", help="latency, size or macs")
+    optimize.add_argument("--minutes", type=float, default=5.0, help="time for all of it (5)")
+    optimize.add_argument("--out", type=Path, help="folder for the candidate and its zip")
+    optimize.set_defaults(do=run_optimize)
     profile = commands.add_parser("profile", help="what every layer costs")
     profile.add_argument("model")
     profile.set_defaults(do=show_profile)
-    for command in (studio, run, profile):
+    for command in (studio, optimize, run, profile):
         command.add_argument("--workspace", type=Path, help="folder of models, data and candidates (CNN_STUDIO_HOME)")
-    for command in (run, profile):
+    for command in (optimize, run, profile):
         command.add_argument("--architecture", help="torchvision's name of the network that a weights file belongs to")
         command.add_argument("--input-shape", type=_numbers(int), help="channels,height,width where the file is silent")
         command.add_argument("--mean", type=_numbers(float), help="of the training pixels in [0, 1], per channel")
@@ -96,10 +107,46 @@ def run_recipe(options: argparse.Namespace) -> None:
     ids = tasks.open_pair(space, opened, lambda f, m, **_: report(0.4 * f, m))
     found = tasks.run_recipe(space, {**ids, "recipe": recipe.to_yaml()}, lambda f, m, **_: report(0.4 + 0.6 * f, m))
     report.end()
-    options.out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(space.folder("candidates", found["candidate"]), options.out, dirs_exist_ok=True)
-    _print_candidate(space.candidate(found["candidate"]))
+    take_home(space, found["candidate"], options.out)
+    print_candidate(space.candidate(found["candidate"]))
     print(f"\n{options.out / 'model.onnx'}")
+
+
+def run_optimize(options: argparse.Namespace) -> None:
+    """The worker's own search, in this process. Opening the model counts towards the minutes."""
+    from core.strategy import Goal
+
+    drop = None if options.max_drop is None else options.max_drop / 100
+    Goal(drop or 0.0, options.objective, options.minutes)  # refused before anything is opened
+    began, space, report = time.monotonic(), Workspace(options.workspace), Progress()
+    opened = {"model": model_source(options, space), "data": data_source(_data_of(options), space)}
+    from core.engine import tasks
+
+    ids = tasks.open_pair(space, opened, lambda f, m, **_: report(0.1 * f, m))
+    left = max(options.minutes - (time.monotonic() - began) / 60, 0.1 * options.minutes)
+    order = {**ids, "drop": drop, "objective": options.objective, "minutes": left}
+    found = tasks.optimize(space, order, lambda f, m, **_: report(0.1 + 0.9 * f, m))
+    report.end()
+    print_trials(found)
+    if found["candidate"] is None:
+        raise StudioError("No recipe could be made; the table says why.")
+    print_candidate(space.candidate(found["candidate"]))
+    if options.out:
+        take_home(space, found["candidate"], options.out)
+        print(f"\n{options.out / 'model.onnx'}")
+
+
+def take_home(space: Workspace, candidate: str, out: Path) -> None:
+    """Copy a candidate's files to `out`, and beside them the zip that the Export page offers."""
+    shutil.copytree(space.folder("candidates", candidate), out, dirs_exist_ok=True)
+    bundle.write_bundle(bundle.contents(space, candidate, test=True), out / "candidate.zip")
+
+
+def _data_of(options: argparse.Namespace) -> str:
+    """The data asked for, or a sample's own. Raises StudioError where there is neither."""
+    if options.data is None and options.model not in SAMPLES:
+        raise StudioError("Give images to measure on with --data: a .npz or .zip file, labelled or not.")
+    return str(options.data or SAMPLES[options.model].data)
 
 
 def show_profile(options: argparse.Namespace) -> None:
@@ -110,11 +157,11 @@ def show_profile(options: argparse.Namespace) -> None:
     report.end()
     found = space.profile(opened["model"])
     rows = [
-        (x.name, x.kind, f"{x.params:,}", f"{x.macs:,}", "×".join(map(str, x.output_shape)), _time(x.latency_ms))
+        (x.name, x.kind, f"{x.params:,}", f"{x.macs:,}", "×".join(map(str, x.output_shape)), time_of(x.latency_ms))
         for x in found.layers
     ]
-    total = ("total", "", f"{found.params:,}", f"{found.macs:,}", "", _time(found.latency_ms))
-    _print_table(("layer", "kind", "parameters", "MACs", "output", "latency"), [*rows, total])
+    total = ("total", "", f"{found.params:,}", f"{found.macs:,}", "", time_of(found.latency_ms))
+    print_table(("layer", "kind", "parameters", "MACs", "output", "latency"), [*rows, total])
     print(f"\nfile {tables.size(found.file_bytes)}, peak activation memory {tables.size(found.peak_bytes)}")
 
 
@@ -123,7 +170,7 @@ def show_samples(options: argparse.Namespace) -> None:
         (name, card.title, card.data, "×".join(map(str, card.input_shape)), tables.percent(card.accuracy or 0.0))
         for name, card in SAMPLES.items()
     ]
-    _print_table(("model", "title", "data", "input", "accuracy"), rows)
+    print_table(("model", "title", "data", "input", "accuracy"), rows)
     print(f"\ndata: {', '.join(DATA)} (cifar10 is downloaded)")
 
 
@@ -153,25 +200,6 @@ def data_source(name: str, space: Workspace) -> dict[str, Any]:
     raise StudioError(f"There is no data set {name!r}; accepted are a .npz or .zip file and {', '.join(DATA)}.")
 
 
-class Progress:
-    """One line that is written over on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.printed = 0.0
-
-    def __call__(self, fraction: float, message: str, **numbers: object) -> None:
-        if self.terminal:
-            print(f"\r\033[K{fraction:4.0%}  {message}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.printed >= EVERY:
-            self.printed = time.monotonic()
-            print(f"{fraction:4.0%}  {message}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self.terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def _read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.from_yaml(path.read_text(encoding="utf-8"))
@@ -179,34 +207,6 @@ def _read_recipe(path: Path) -> Recipe:
         raise StudioError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StudioError(f"The recipe {path} is not text; accepted is YAML.") from error
-
-
-def _print_candidate(made: Candidate) -> None:
-    scores = made.scores
-    rows = [("agreement", f"{tables.percent(scores.agreement.value)}  {tables.interval(scores.agreement)}")]
-    if scores.accuracy:
-        rows.insert(0, ("accuracy", f"{tables.percent(scores.accuracy.value)}  {tables.interval(scores.accuracy)}"))
-    rows += [
-        ("size", tables.size(scores.size_bytes)),
-        ("parameters", f"{scores.params:,}"),
-        ("MACs", f"{scores.macs:,}"),
-    ]
-    for x in scores.latency:
-        speed = f"{tables.times(x.speedup)} ({tables.times(x.speedup_low)} to {tables.times(x.speedup_high)})"
-        rows.append((f"batch {x.batch}, threads {x.threads}", f"{_time(x.latency_ms)}  {speed}"))
-    _print_table((made.title, "verified on the exported file"), rows)
-    for skip in made.skipped:
-        print(f"kept: {skip.layer}: {skip.reason}")
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _time(milliseconds: float | None) -> str:
-    return "" if milliseconds is None else tables.milliseconds(milliseconds)
 
 
 def _numbers(kind: type) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from core.candidate import Candidate, Latency, Scores, Share
 from core.layers import Profile
 
@@ -98,6 +101,20 @@ def latency_of(scores: Scores, batch: int = 1, threads: int = 1) -> Latency | No
     return next(exact, next(iter(scores.latency), None))
 
 
+def gains(scores: Scores, original: Scores | None) -> str:
+    """'1.95× as fast (batch 1, 1 thread), 3.5× smaller, 0.25 points of accuracy lost, …', against the original."""
+    words, row = [], latency_of(scores)
+    if row:
+        words.append(f"{times(row.speedup)} as fast (batch {row.batch}, {row.threads} thread)")
+    if original:
+        words.append(f"{times(original.size_bytes / scores.size_bytes)} smaller")
+    if original and original.accuracy and scores.accuracy:
+        points = 100 * (original.accuracy.value - scores.accuracy.value)
+        words.append(f"{abs(points):.2f} points of accuracy {'lost' if points >= 0 else 'won'}")
+    words.append(f"{percent(scores.agreement.value)} agreement on {scores.agreement.count:,} test images")
+    return ", ".join(words)
+
+
 def candidate_rows(candidates: dict[str, Candidate]) -> list[dict[str, object]]:
     """One row per candidate, for the Runs table. Shares are percentages here."""
     return [_candidate_row(candidate) for candidate in candidates.values()]
@@ -122,6 +139,23 @@ def _candidate_row(candidate: Candidate) -> dict[str, object]:
 
 def _range(share: Share) -> str:
     return f"{100 * share.low:.1f}–{100 * share.high:.1f}"
+
+
+def trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """Each trial of a search with its words: recipe, points lost, size, MACs, speed."""
+    return [
+        (
+            row,
+            (
+                ("* " if row["kept"] else "") + row["title"],
+                f"{100 * row['loss']:.2f}" if row["size_bytes"] else "–",
+                size(row["size_bytes"]) if row["size_bytes"] else "–",
+                count(row["macs"]) if row["size_bytes"] else "–",
+                times(row["speedup"]) if row["speedup"] else "–",
+            ),
+        )
+        for row in trials
+    ]
 
 
 KINDS = {

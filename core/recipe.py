@@ -61,6 +61,14 @@ class Step:
         entry = CATALOG[self.technique]
         return self.layers.get(layer, getattr(self.record, str(entry.dial)))
 
+    @property
+    def title(self) -> str:
+        """What it does in a few words; where only single layers are set, the mean of what they get."""
+        entry, values = CATALOG[self.technique], self.layers.values()
+        if values and self.dial("") == entry.neutral and isinstance(entry.neutral, float):
+            return f"{entry.title} {sum(values) / len(values):.0%} on average"
+        return entry.summary(self.record)
+
     def plain(self) -> dict[str, Any]:
         """As in YAML; defaults and empty parts are left out."""
         row: dict[str, Any] = {self.technique: dict(sorted(self.options.items()))}
@@ -98,7 +106,7 @@ class Recipe:
     @property
     def title(self) -> str:
         """'Prune channels 50 % → Quantize int8', for rows and charts."""
-        return " → ".join(CATALOG[s.technique].summary(s.record) for s in self.active) or "Original"
+        return " → ".join(step.title for step in self.active) or "Original"
 
     def with_steps(self, *steps: Step) -> Recipe:
         return replace(self, steps=steps)

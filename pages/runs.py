@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import charts, columns, state, tables
+from app import charts, columns, optimize_view, state, tables
 from app.empty import nothing_yet
 from app.figures import badge
 from app.job_card import show_jobs
@@ -14,6 +14,7 @@ TUNE = Path(__file__).with_name("tune.py")
 now = state.current()
 space = state.workspace()
 st.title("Runs")
+optimize_view.card(now)
 
 st.subheader("Candidates")
 found = space.candidates(now.model, now.data) if now.model else {}

@@ -11,7 +11,7 @@ again. It stops when `report` raises Cancelled and goes on where it, or a killed
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,15 @@ def measure_cells(
     path: Path,
     about: Mapping[str, Any],
     report: Report = silent,
+    techniques: Sequence[str] = tuple(LEVELS),
 ) -> SensitivityTable:
     """Both tiers into `path` and back as a table. What is already there, for the same `about`, is not measured again.
 
-    x (n, c, h, w), 64 images suffice; fewer are used when their activations would not fit in MEMORY_BYTES.
+    Tier 1 is measured for `techniques` alone; another time adds others. x (n, c, h, w), 64 images suffice; fewer are
+    used when their activations would not fit in MEMORY_BYTES.
     """
-    profile, todo = network.profile, settings(network.profile)
+    profile = network.profile
+    todo = [row for row in settings(profile) if row[0][1] in techniques]
     rows = read_lines(path)
     if not rows or any(rows[0].get(k) != v for k, v in about.items()):
         path.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ import torch
 
 from core.engine.calibrate import calibrate
 from core.engine.context import Report, silent
-from core.engine.data import Images, to_tensor
+from core.engine.data import Data, Images, to_tensor
+from core.engine.models import Model
 from core.engine.perturb import describe
 from core.engine.progress import part
 from core.engine.sensitivity import measure_cells
@@ -41,6 +42,16 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     plans = folder / f"calibration-{data_id}.jsonl"
     calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.6, 1.0), (model, data))
     return {"cells": len(table.cells), "plans": len(plans.read_text(encoding="utf-8").splitlines()) - 1}
+
+
+def measure_channels(workspace: Workspace, ids: tuple[str, str], model: Model, data: Data, report: Report) -> None:
+    """Of the same table only how sensitive channels are, coarse levels first; `ids` are the model's and the data's."""
+    few = data.calibration.take(slice(0, MOMENT_IMAGES))
+    network = describe(model.module, model.card, workspace.profile(ids[0]), few)
+    about = {"model": ids[0], "data": data.card.hash, "levels": 1}
+    x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
+    path = workspace.folder("models", ids[0]) / f"sensitivity-{ids[1]}.jsonl"
+    measure_cells(network, x, y, path, about, report, ("prune_channels",))
 
 
 def _tensors(images: Images, count: int, card: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

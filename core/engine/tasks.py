@@ -68,6 +68,13 @@ def run_recipe(workspace: Workspace, params: dict[str, Any], report: Report) -> 
     return {"candidate": name}
 
 
+def optimize(workspace: Workspace, params: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The automatic recipe; see `optimize_job.optimize` for params and result."""
+    from core.engine import optimize_job
+
+    return optimize_job.optimize(workspace, params, report)
+
+
 def open_model(workspace: Workspace, source: dict[str, Any]) -> Model:
     """A model from a source. One in the workspace keeps the card it was given when it came, and its file."""
     from core.engine import models
@@ -90,7 +97,7 @@ def open_data(workspace: Workspace, data_id: str, card: ModelCard) -> Data:
 
 
 def learn_from(data: Data, model: Model, source: dict[str, Any]) -> Model:
-    """What an uploaded file does not say about itself, from images: normalization and, with labels, names of classes."""
+    """What an uploaded file does not say about itself, from images: normalization and, with labels, class names."""
     from core.engine import models
 
     card = model.card

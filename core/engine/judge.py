@@ -1,0 +1,42 @@
+"""How much of the accuracy or agreement a changed file is expected to lose, from few images.
+
+Counting changed answers is too coarse to choose by: of 80 images, one is 1.25 points. What a change does to the margins
+can be seen on every image, though: with s the root mean square of how far margins moved, an image whose margin was m
+is answered as the reference says with probability Φ(m / s). The mean over the images has the expectation of the
+count, to within a fifth of it, at half its standard deviation: as if there were four times as many images. It takes
+the change for noise, which training is not, so trained files are counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+Array = NDArray[np.float64]
+
+
+def expected_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
+    """Share of images expected to be lost. Logits (n, classes) of the original and the changed file; labels y (n,), or
+    None to ask for the original's own answers. Equal logits lose 0."""
+    wanted = before.argmax(1) if y is None else y
+    old, new = margins(before, wanted), margins(after, wanted)
+    spread = float(np.sqrt(np.square(new - old).mean()))
+    if not spread > 0:  # not moved, or nothing to choose between
+        return 0.0
+    return float((old > 0).mean() - ndtr(old / spread).mean())
+
+
+def counted_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
+    """Share of images lost, counted: those won are set against them where there are labels."""
+    wanted = before.argmax(1) if y is None else y
+    return float((before.argmax(1) == wanted).mean() - (after.argmax(1) == wanted).mean())
+
+
+def margins(logits: NDArray[np.float32], wanted: NDArray[np.int64]) -> Array:
+    """(n,): the wanted class's logit above the largest of the others; negative where another is higher."""
+    rows, own = np.arange(len(logits)), logits.astype(np.float64)
+    others = own.copy()
+    others[rows, wanted] = -np.inf
+    margin: Array = own[rows, wanted] - others.max(1)
+    return margin

@@ -1,0 +1,238 @@
+"""The automatic recipe: ask for a recipe, make it, keep it if it is the best so far within the allowed loss; again.
+
+What to ask for is `core/strategy.py`'s business; recipes are made and measured by the same `build` and `measure` as any
+other. Trials are compared on the validation images alone: `build` gets data whose test part is empty, and the test part
+is first seen when a new best is measured, as a candidate that stays in the workspace whatever happens afterwards. So
+there is a best so far to download from the first trial on, and its scores are of images that chose nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core.candidate import Latency
+from core.engine import evaluate, latency
+from core.engine.data import Data, Images, to_tensor
+from core.engine.formats.onnx_facts import file_facts
+from core.engine.identity import candidate_id
+from core.engine.judge import counted_loss, expected_loss
+from core.engine.models import Model
+from core.engine.run import Built, build, measure
+from core.errors import ModelError, RecipeError
+from core.recipe import Recipe
+from core.strategy import Goal, Strategy, Trial
+from core.workspace import Workspace
+
+JUDGED = 2000  # images that a trial is judged on, at most
+NOISE = 0.02  # a gain below this share is none
+TRAINABLE = 500  # training images from which training can help
+TRAINING_SHARE = 0.5  # of the time left, that one training may take
+MOST_EPOCHS = 20
+PROBED = 128  # images that the length of an epoch is estimated from
+Report = Callable[..., None]
+
+
+class TimeUp(Exception):
+    """The minutes are over; whatever is being made is dropped."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it is shown and kept."""
+
+    title: str
+    loss: float  # share of the validation images, expected
+    size_bytes: int
+    macs: int
+    speedup: float | None  # batch 1, one thread, measured beside the original
+    kept: bool
+    why: str
+    candidate: str = ""  # id, where it was verified
+    seconds: float = 0.0
+
+
+class Search:
+    """One optimization: what it works on, what it has tried, and the best so far."""
+
+    def __init__(
+        self,
+        space: Workspace,
+        ids: tuple[str, str],
+        model: Model,
+        data: Data,
+        goal: Goal,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
+    ) -> None:
+        """The minutes count from `began` on, by default from now."""
+        self.space, self.ids, self.model, self.data, self.goal = space, ids, model, data, goal
+        self.report, self.clock = report, clock
+        self.began = clock() if began is None else began
+        self.end = self.began + 60 * goal.minutes
+        self.blind = replace(data, test=data.test.take(slice(0, 0)))
+        self.original = space.folder("models", ids[0]) / "model.onnx"
+        self.judged = judged(data)
+        self.before = evaluate.predict(self.original, self.judged, model.card)
+        self.rows: list[Row] = []
+        self.best: Row | None = None
+        self.best_gain = 1.0
+        self.slowest = 0.0  # seconds that a trial took
+        self.epoch_seconds: float | None = None
+
+    @property
+    def left(self) -> float:
+        return self.end - self.clock()
+
+    def run(self, strategy: Strategy) -> str:
+        """Try until nothing is left to try or the time is up; returns which. `report` may raise Cancelled."""
+        asking = strategy.ask()
+        try:
+            recipe = next(asking)
+            while True:
+                if self.rows and self.left < self.slowest:
+                    raise TimeUp
+                recipe = asking.send(self.attempt(recipe))
+        except StopIteration as stop:
+            return str(stop.value)
+        except TimeUp:
+            return f"The {self.goal.minutes:g} minutes are used."
+
+    def attempt(self, recipe: Recipe) -> Trial:
+        """Make a recipe, judge it, and if it is the best so far, measure it as a candidate."""
+        began = self.clock()
+        name = candidate_id(recipe, *self.ids)
+        folder = self.space.folder("candidates", name)
+        known = (folder / "candidate.json").exists()
+        title = f"Trial {len(self.rows) + 1}, {recipe.title}"
+        built: Built | None = None
+        try:
+            if not known:
+                built = build(recipe, self.model, self.blind, folder, report=self.during(title))
+            trial, row = self._judge(recipe, folder / "model.onnx")
+            if trial.kept or not self.rows:  # the first is there to download in any case
+                if built is not None:
+                    baseline = self.original.with_name(f"baseline-{self.ids[1]}.npz")
+                    seen = self.during(f"Verifying {recipe.title}", final=True)
+                    measure(built, self.model, self.data, report=seen, ids=self.ids, baseline=baseline)
+                row = replace(row, candidate=name)
+        except (ModelError, RecipeError) as error:
+            trial, row = Trial(recipe, 1.0, 0.0, False, False), Row(recipe.title, 1.0, 0, 0, None, False, str(error))
+        finally:
+            if not (folder / "candidate.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what was not verified is not kept
+        self._note(recipe, trial, replace(row, seconds=self.clock() - began))
+        return trial
+
+    def _judge(self, recipe: Recipe, file: Path) -> tuple[Trial, Row]:
+        """Loss on the validation images, gain over the original, and whether that beats the best."""
+        after = evaluate.predict(file, self.judged, self.model.card)
+        loss = (counted_loss if trains(recipe) else expected_loss)(self.before, after, self.judged.y)
+        within = loss <= self.goal.drop
+        row, gain = self._gain(file)
+        why = "" if within else f"Loses {100 * loss:.2f} points, allowed are {100 * self.goal.drop:g}."
+        if within:
+            why = self._why_not(file, gain, row)
+        size, macs = file.stat().st_size, file_facts(file, self.model.card.input_shape).macs
+        kept = not why
+        return (
+            Trial(recipe, loss, gain, within, kept),
+            Row(recipe.title, loss, size, macs, row.speedup, kept, why or "Best so far."),
+        )
+
+    def _gain(self, file: Path) -> tuple[Latency, float]:
+        """The timing beside the original, and how many times better the file is in what is optimized."""
+        row = self.timed(self.original, file)
+        return row, row.speedup if self.goal.objective == "latency" else self._amount(self.original) / self._amount(
+            file
+        )
+
+    def _amount(self, file: Path) -> float:
+        shape = self.model.card.input_shape
+        return float(file.stat().st_size if self.goal.objective == "size" else file_facts(file, shape).macs)
+
+    def _why_not(self, file: Path, gain: float, row: Latency) -> str:
+        """Why a file within the loss does not replace the best; "" when it does. Speed is compared side by side."""
+        best = self.best and self.space.folder("candidates", self.best.candidate) / "model.onnx"
+        than = "the best so far" if best else "the original"
+        if self.goal.objective != "latency":
+            ratio = gain / self.best_gain
+            return "" if ratio > 1 + NOISE else f"Not smaller than {than}: {ratio:.2f}×."
+        row = self.timed(best, file) if best else row
+        spread = max(NOISE, uncertainty(row))
+        return "" if row.speedup > 1 + spread else f"Not surely faster than {than}: {row.speedup:.2f}× ± {spread:.2f}."
+
+    def timed(self, original: Path, file: Path) -> Latency:
+        """At batch 1 on one thread."""
+        return latency.compare(original, file, self.model.card, batches=(1,), threads=(1,))[0]
+
+    def _note(self, recipe: Recipe, trial: Trial, row: Row) -> None:
+        self.rows.append(row)
+        if trial.kept:
+            self.best, self.best_gain = row, trial.gain
+        epochs = trains(recipe)
+        if epochs:
+            self.epoch_seconds = row.seconds / epochs
+        else:
+            self.slowest = max(self.slowest, row.seconds)
+        found = {"best": self.best.candidate if self.best else "", "trials": [asdict(r) for r in self.rows]}
+        self.report(self.done, f"{recipe.title}: {row.why}", **found)
+
+    @property
+    def done(self) -> float:
+        return min(0.99, (self.clock() - self.began) / (self.end - self.began))
+
+    def during(self, title: str, *, final: bool = False) -> Report:
+        """A report whose fraction is that of the time. Raises TimeUp, but not from the first trial and if `final`."""
+        must_end = final or not self.rows
+
+        def heard(_: float, message: str, **numbers: object) -> None:
+            if not must_end and self.left < 0:
+                raise TimeUp
+            self.report(self.done, f"{title}: {message}")
+
+        return heard
+
+    def epochs(self) -> int:
+        """How many passes over the training images there is time for; 0 where they cannot train."""
+        if len(self.data.train) < TRAINABLE:
+            return 0
+        if self.epoch_seconds is None:
+            self.epoch_seconds = estimate_epoch(self.model, self.data)
+        return max(0, min(MOST_EPOCHS, int(TRAINING_SHARE * (self.left - self.slowest) / self.epoch_seconds)))
+
+
+def trains(recipe: Recipe) -> int:
+    """Epochs of training in it."""
+    return sum(int(getattr(step.record, "epochs", 0)) for step in recipe.active)
+
+
+def judged(data: Data) -> Images:
+    """The images that trials are judged on: validation, and without labels those of the training part too, from which
+    nothing has learned."""
+    part = data.validation
+    if part.y is None and len(part) < JUDGED and len(data.train) < TRAINABLE:
+        part = Images(np.concatenate([part.x, data.train.x]), None)
+    return part.take(np.unique(np.linspace(0, len(part) - 1, JUDGED).round().astype(np.int64)))
+
+
+def estimate_epoch(model: Model, data: Data) -> float:
+    """Seconds: a forward pass of the original as teacher, and of its copy the same with twice that for gradients."""
+    x = to_tensor(data.train.x[:PROBED], model.card)
+    with torch.inference_mode():
+        model.module(x[:8])
+        began = time.perf_counter()
+        model.module(x)
+    return 4 * (time.perf_counter() - began) * len(data.train) / len(x)
+
+
+def uncertainty(row: Latency) -> float:
+    """Two standard errors of the median of the ratios: 1.25 σ / √n each, and σ is 10th to 90th percentile over 2.56."""
+    return (row.speedup_high - row.speedup_low) / float(np.sqrt(row.runs))

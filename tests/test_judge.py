@@ -1,0 +1,53 @@
+"""The expected loss: by hand on a few logits, and against the truth where the change is noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from core.engine.judge import counted_loss, expected_loss, margins
+
+
+def test_margins_are_against_the_best_of_the_others() -> None:
+    logits = np.array([[3.0, 1.0, 2.5], [0.0, 4.0, 1.0]], np.float32)
+    np.testing.assert_allclose(margins(logits, np.array([0, 2])), [0.5, -3.0])
+
+
+def test_expected_loss_by_hand() -> None:
+    """Margins 1 and 3 move by +1 and -1, so s = 1 and the expected loss is the mean of Φ(-1) and Φ(-3)."""
+    before = np.array([[1.0, 0.0], [0.0, 3.0]], np.float32)
+    after = np.array([[2.0, 0.0], [0.0, 2.0]], np.float32)
+    assert expected_loss(before, after, None) == pytest.approx((norm.cdf(-1) + norm.cdf(-3)) / 2)
+    assert counted_loss(before, after, None) == 0.0
+
+
+def test_labels_set_what_is_won_against_what_is_lost() -> None:
+    """The second image is wrong by 1 and may become right: margins 2 and -1, s = 1."""
+    before = np.array([[2.0, 0.0], [1.0, 0.0]], np.float32)
+    after = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32)
+    y = np.array([0, 1])
+    assert expected_loss(before, after, y) == pytest.approx(0.5 - (norm.cdf(2) + norm.cdf(-1)) / 2)
+
+
+def test_nothing_moved_nothing_lost() -> None:
+    logits = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    assert expected_loss(logits, logits, None) == 0.0
+    assert expected_loss(logits, logits, np.zeros(20, np.int64)) == 0.0
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_few_images_tell_more_than_a_count_of_them(labelled: bool) -> None:
+    """Of 60,000 noisy answers the true loss is known; on 80 of them the expectation is near and scatters half as much."""
+    rng = np.random.default_rng(0)
+    before = (rng.standard_normal((60_000, 4)) * 3).astype(np.float32)
+    y = np.where(rng.random(60_000) < 0.9, before.argmax(1), rng.integers(0, 4, 60_000)) if labelled else None
+    after = before + rng.standard_normal(before.shape).astype(np.float32) * np.float32(0.3)
+    truth = counted_loss(before, after, y)
+    draws = [rng.choice(60_000, 80, replace=False) for _ in range(300)]
+    found = {
+        judge: np.array([judge(before[i], after[i], None if y is None else y[i]) for i in draws])
+        for judge in (expected_loss, counted_loss)
+    }
+    assert found[expected_loss].mean() == pytest.approx(truth, rel=0.15, abs=0.001)
+    assert found[expected_loss].std() < 0.6 * found[counted_loss].std()
