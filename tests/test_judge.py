@@ -38,7 +38,7 @@ def test_nothing_moved_nothing_lost() -> None:
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_few_images_tell_more_than_a_count_of_them(labelled: bool) -> None:
-    """Of 60,000 noisy answers the true loss is known; on 80 of them the expectation is near and scatters half as much."""
+    """The true loss of 60,000 noisy answers is known; on 80 of them the expectation is near, and scatters half."""
     rng = np.random.default_rng(0)
     before = (rng.standard_normal((60_000, 4)) * 3).astype(np.float32)
     y = np.where(rng.random(60_000) < 0.9, before.argmax(1), rng.integers(0, 4, 60_000)) if labelled else None

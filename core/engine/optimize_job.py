@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from core.engine.optimize import Search, TimeUp
-from core.engine.progress import part
 from core.engine.sensitivity_job import measure_channels
 from core.engine.tasks import measure, open_data, open_model
 from core.sensitivity_table import SensitivityTable, read_table
@@ -36,7 +35,7 @@ def optimize(
     drop = params.get("drop")
     goal = Goal(DROPS[judge] if drop is None else drop, params.get("objective", "latency"), params.get("minutes", 5.0))
     if not workspace.baseline(*ids):
-        measure(workspace, ids[0], model, ids[1], data, part(report, 0.0, 0.05))
+        measure(workspace, ids[0], model, ids[1], data, lambda _, message, **__: report(0.0, message))
     search = Search(workspace, ids, model, data, goal, report, clock, began)
     strategy = Strategy(workspace.profile(ids[0]), goal, lambda: channel_table(search), search.epochs)
     reason = search.run(strategy)
