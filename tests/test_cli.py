@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,42 @@ def test_run_gives_what_the_studios_worker_gives(
     assert candidate.scores.accuracy is not None
     for text in (f"{100 * candidate.scores.accuracy.value:.2f}", f"{candidate.scores.params:,}", str(ours)):
         assert text in printed
+
+
+def test_optimize_prints_what_it_tried_and_writes_what_export_offers(
+    brought: dict[str, Path], tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, space = tmp_path / "out", tmp_path / "space"
+    given = ["optimize", str(brought["net.onnx"]), "--workspace", str(space), "--data", str(brought["pets.npz"])]
+    more = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--minutes", "0.01", "--max-drop", "5"]
+    assert cli.main([*given, *more, "--for", "size", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "* Quantize int8" in printed
+    assert "Allowed are 5 points of accuracy." in printed
+    assert "The time is up." in printed
+    made = json.loads((out / "candidate.json").read_text())
+    with zipfile.ZipFile(out / "candidate.zip") as archive:
+        assert archive.read("model.onnx") == (out / "model.onnx").read_bytes()
+        assert {"verify.py", "recipe.yaml", "card.json", "test/images.npy"} <= set(archive.namelist())
+    assert made["id"] in Workspace(space).candidates()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["x.onnx"], "Give images to measure on with --data"),
+        (["digits_lenet", "--for", "beauty"], "received 'beauty', accepted are latency, size, macs"),
+        (["digits_lenet", "--max-drop", "-1"], "allowed loss is -1 points; accepted are 0 to below 100"),
+        (["digits_lenet", "--minutes", "0"], "The time is 0 minutes; accepted is more than 0"),
+    ],
+)
+def test_an_impossible_wish_is_refused_before_anything_is_opened(
+    more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.onnx").touch()
+    more = [str(tmp_path / name) if name == "x.onnx" else name for name in more]
+    assert cli.main(["optimize", "--workspace", str(tmp_path / "space"), *more]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_profile_prints_every_layer_and_the_total(

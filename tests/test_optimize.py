@@ -82,7 +82,7 @@ def test_a_search_finds_something_smaller_keeps_it_and_the_minutes(opened: dict[
     order = {"model": opened["model"], "data": opened["pets"], "drop": 0.05, "objective": "macs", "minutes": 0.75}
     found = optimize_job.optimize(opened["space"], order, report, clock)
     assert found["found"]
-    assert found["reason"] == "The 0.75 minutes are used."
+    assert found["reason"] == "The time is up."
     assert 45 - 30 < found["seconds"] < 45 + 30  # less than a trial was left; a verification once begun may end
     made = opened["space"].candidate(found["candidate"])
     original = opened["space"].baseline(opened["model"], opened["pets"])

@@ -103,7 +103,7 @@ class Search:
         except StopIteration as stop:
             return str(stop.value)
         except TimeUp:
-            return f"The {self.goal.minutes:g} minutes are used."
+            return "The time is up."
 
     def attempt(self, recipe: Recipe) -> Trial:
         """Make a recipe, judge it, and if it is the best so far, measure it as a candidate."""
