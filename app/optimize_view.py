@@ -26,7 +26,8 @@ def card(now: State) -> None:
     if now.model is None or now.data is None:
         return
     with st.container(border=True, key="optimize"):
-        st.subheader("Automatic recipe", help=HELP)
+        st.subheader("Automatic recipe")
+        st.caption(HELP)
         job = _newest(now)
         if job is None or not job.live:
             _form(now)
@@ -95,7 +96,7 @@ def _show(now: State, job: Job) -> None:
         _show_best(now, name, "Best so far" if job.live else "Best found" if _found(job) else "Nearest")
     trials = (job.metrics or {}).get("trials")
     if trials:
-        with st.expander(f"{len(trials)} recipes tried", icon=":material/list:"):
+        with st.expander(f"{len(trials)} recipes tried", icon=":material/list:", key="tried"):
             _show_trials(trials)
 
 
@@ -111,6 +112,7 @@ def _show_best(now: State, name: str, word: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"{word}: **{tables.plain(made.title)}** · {tables.gains(made.scores, original)}", width="content")
         badge(tables.badge_of(made.scores))
+    with st.container(horizontal=True):
         for page, icon in zip(STEPS, ("tune", "compare", "download"), strict=True):
             if st.button(page.capitalize(), icon=f":material/{icon}:", key=f"best-{page}", type="tertiary"):
                 now.pick(made)

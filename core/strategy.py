@@ -1,8 +1,9 @@
 """What to try next to make a model faster or smaller within an allowed loss. It builds recipes and runs none.
 
-From the surest gain to the dearest: number types alone, then channels removed evenly, then by the budget's exact plan,
-then factors, then training. Each family is a ladder of recipes from gentle to strong, on which bisection finds the
-strongest rung that keeps the loss; a rung is asked for only where it costs less than the best so far.
+From the surest gain to the dearest: number types alone, then channels removed by the exact plan of falling budgets, or
+evenly where no sensitivity is known, then factors, then training. Each family is a ladder of recipes from gentle to
+strong, on which bisection finds the strongest rung that keeps the loss; a rung is asked for only where it costs less
+than the best so far.
 
     asking = Strategy(profile, goal, table, epochs).ask()
     recipe = next(asking)
@@ -75,7 +76,7 @@ Answer = Generator[Recipe, Trial, None]
 
 
 class Strategy:
-    """Asks for trials. `table` measures the sensitivity of channels when it is first needed, or returns None;
+    """Asks for trials. `table` measures the sensitivity of channels, about as long as one trial, or returns None;
     `epochs` says how many there is time for, 0 where the data cannot train."""
 
     def __init__(
@@ -96,8 +97,7 @@ class Strategy:
 
     def ask(self) -> Asking:
         yield from self._choose_tail()
-        yield from self._climb([Step("prune_channels", {"ratio": ratio}) for ratio in RATIOS])
-        yield from self._climb(self._allocated())
+        yield from self._climb(self._allocated() or [Step("prune_channels", {"ratio": ratio}) for ratio in RATIOS])
         yield from self._climb([Step("factorize", {"rank": rank}) for rank in RANKS])
         yield from self._train()
         return DONE
@@ -130,7 +130,7 @@ class Strategy:
         """Find the strongest rung that keeps the loss."""
         ladder = self._ladder(rungs)
         if ladder and ladder[0].technique == "prune_channels":
-            self.plans = sorted([*self.plans, *ladder], key=self.cost, reverse=True)
+            self.plans = ladder
         low, high, at = -1, len(ladder), len(ladder) // 4
         while high - low > 1:
             trial = yield from self._try(ladder[at])

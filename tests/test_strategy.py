@@ -9,6 +9,7 @@ import pytest
 from core.errors import StudioError
 from core.predict import costs
 from core.recipe import Recipe, Step
+from core.sensitivity_table import Cell, SensitivityTable
 from core.strategy import DONE, RATIOS, Goal, Strategy, Trial
 from tests.profiles import resnet
 
@@ -16,10 +17,12 @@ PROFILE = resnet(1)
 Answers = Callable[[Recipe, float], tuple[float, float]]  # recipe, its share of the MACs → loss, gain
 
 
-def play(answers: Answers, goal: Goal | None = None, epochs: int = 0) -> tuple[list[Trial], str]:
+def play(
+    answers: Answers, goal: Goal | None = None, epochs: int = 0, table: SensitivityTable | None = None
+) -> tuple[list[Trial], str]:
     """All trials, the best kept by the largest gain, and why it ended."""
     goal = goal or Goal(0.005)
-    asking = Strategy(PROFILE, goal, lambda: None, lambda: epochs).ask()
+    asking = Strategy(PROFILE, goal, lambda: table, lambda: epochs).ask()
     trials: list[Trial] = []
     best, recipe = 1.0, next(asking)
     while True:
@@ -55,6 +58,23 @@ def test_int8_alone_comes_first_and_the_strongest_pruning_within_the_loss_is_fou
     assert costs(PROFILE, best.recipe).macs / PROFILE.macs == min(s for s in shares if s >= 0.65)  # loss 0.005 at 0.65
     assert any(not t.within for t in trials)  # stronger was tried and refused
     assert len({t.recipe.id for t in trials}) == len(trials)
+
+
+def test_the_exact_plan_of_a_budget_comes_instead_of_even_shares_where_sensitivity_is_known() -> None:
+    """Of two groups one is a hundred times as sensitive: only the other is cut at first."""
+    groups = [group.name for group in PROFILE.groups if not group.blocked]
+    cells = {
+        (name, "prune_channels", level): Cell(
+            name, "prune_channels", level, kl=level**2 * (1 if name == groups[0] else 0.01)
+        )
+        for name in groups
+        for level in (0.25, 0.5, 0.75)
+    }
+    trials, _ = play(smooth, table=SensitivityTable({}, cells))
+    pruned = [t.recipe.steps[0] for t in trials if "prune_channels" in names(t)]
+    assert pruned
+    assert all(step.record.ratio == 0 and step.layers for step in pruned)
+    assert any(not step.layers.get(groups[0]) for step in pruned)
 
 
 def test_float_is_kept_where_int8_is_slower() -> None:
