@@ -5,7 +5,7 @@ evenly where no sensitivity is known, then factors, then training. Each family i
 strong, on which bisection finds the strongest rung that keeps the loss; a rung is asked for only where it costs less
 than the best so far.
 
-    asking = Strategy(profile, goal, table, epochs).ask()
+    asking = Strategy(profile, goal, table, training).ask()
     recipe = next(asking)
     recipe = asking.send(trial)      # until StopIteration, whose value says why nothing is left to try
 """
@@ -18,7 +18,6 @@ from math import sqrt
 
 import numpy as np
 
-from core.catalog import CATALOG
 from core.choices import Choices
 from core.errors import StudioError
 from core.layers import Profile
@@ -77,16 +76,16 @@ Answer = Generator[Recipe, Trial, None]
 
 class Strategy:
     """Asks for trials. `table` measures the sensitivity of channels, about as long as one trial, or returns None;
-    `epochs` says how many there is time for, 0 where the data cannot train."""
+    `training` is the step that there is time for, or None."""
 
     def __init__(
         self,
         profile: Profile,
         goal: Goal,
         table: Callable[[], SensitivityTable | None],
-        epochs: Callable[[], int],
+        training: Callable[[], Step | None],
     ) -> None:
-        self.profile, self.goal, self.table, self.epochs = profile, goal, table, epochs
+        self.profile, self.goal, self.table, self.training = profile, goal, table, training
         self.kind = "weight_bytes" if goal.objective == "size" else "macs"
         self.whole = getattr(costs(profile, Recipe()), self.kind)
         self.tail: tuple[Step, ...] = ()
@@ -171,10 +170,10 @@ class Strategy:
         """Cut more than the loss allows and let training win it back; halve the step where it does not."""
         share = AIM
         while share < LESS:
-            epochs, cut = self.epochs(), self._cut_to(share * self.least)
-            if epochs < 1 or cut is None:
+            step, cut = self.training(), self._cut_to(share * self.least)
+            if step is None or cut is None:
                 return
-            trial = yield from self._try(cut, distillation(epochs, self.profile))
+            trial = yield from self._try(cut, step)
             if trial.within:
                 self.least = self.cost(cut)
             else:
@@ -185,9 +184,3 @@ class Strategy:
         fitting = [step for step in self.plans if self.cost(step) <= cost]
         last = self.plans[-1:] if self.plans and self.cost(self.plans[-1]) <= LESS * self.least else []
         return next(iter([*fitting, *last]), None)
-
-
-def distillation(epochs: int, profile: Profile) -> Step:
-    """Training whose images are shifted by at most an eighth of their side."""
-    side = min(profile.layers[0].input_shape[-2:], default=32)
-    return Step("distill", {"epochs": epochs, "shift": min(CATALOG["distill"].options().shift, side // 8)})

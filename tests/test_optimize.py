@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.candidate import Latency
-from core.engine import evaluate, latency, optimize_job, tasks
+from core.engine import evaluate, latency, optimize_job, tasks, worker
 from core.engine.data import Images, make_data
 from core.engine.formats import onnx_writer
 from core.engine.optimize import Search, judged, trains, uncertainty
@@ -145,6 +145,7 @@ def test_the_first_trial_is_finished_however_little_time_there_is(opened: dict[s
     found = optimize_job.optimize(opened["space"], order, clock.report, clock)
     assert len(found["trials"]) == 1
     assert opened["space"].candidate(found["candidate"]).title == "Quantize int8"
+    assert worker.KINDS["optimize"] is tasks.optimize
 
 
 def test_a_cancelled_search_leaves_its_best_and_nothing_half_done(opened: dict[str, Any]) -> None:
@@ -171,7 +172,7 @@ def test_without_labels_agreement_is_kept_and_all_unused_images_judge(opened: di
     scores = opened["space"].candidate(looking.rows[0].candidate).scores
     assert scores.accuracy is None
     assert scores.agreement.count == 60
-    assert looking.epochs() == 0
+    assert looking.training() is None
 
 
 def test_training_images_judge_nothing_where_something_may_learn_from_them() -> None:
@@ -208,12 +209,17 @@ def test_a_faster_file_must_be_faster_than_the_spread(
     assert looking.rows[0].candidate  # the first is there to download in any case
 
 
-def test_epochs_follow_the_time_left(opened: dict[str, Any]) -> None:
+def test_training_follows_the_time_left(opened: dict[str, Any]) -> None:
     now = [0.0]
     looking = search(opened, clock=lambda: now[0])
     looking.data = replace(looking.data, train=draw(600, 3))
     looking.epoch_seconds, looking.slowest = 20.0, 20.0
-    assert looking.epochs() == 7  # half of 280 of the 300 s, 20 each
+    step = looking.training()
+    assert step is not None
+    assert (step.record.epochs, step.record.shift) == (
+        7,
+        1,
+    )  # half of 280 of the 300 s, 20 each; an eighth of 12 pixels
+    assert trains(Recipe((step, Step("quantize")))) == 7
     now[0] = 250.0
-    assert looking.epochs() == 0
-    assert trains(Recipe((Step("distill", {"epochs": 3}), Step("quantize")))) == 3
+    assert looking.training() is None

@@ -18,11 +18,11 @@ Answers = Callable[[Recipe, float], tuple[float, float]]  # recipe, its share of
 
 
 def play(
-    answers: Answers, goal: Goal | None = None, epochs: int = 0, table: SensitivityTable | None = None
+    answers: Answers, goal: Goal | None = None, training: Step | None = None, table: SensitivityTable | None = None
 ) -> tuple[list[Trial], str]:
     """All trials, the best kept by the largest gain, and why it ended."""
     goal = goal or Goal(0.005)
-    asking = Strategy(PROFILE, goal, lambda: table, lambda: epochs).ask()
+    asking = Strategy(PROFILE, goal, lambda: table, lambda: training).ask()
     trials: list[Trial] = []
     best, recipe = 1.0, next(asking)
     while True:
@@ -103,7 +103,7 @@ def test_training_is_asked_for_only_where_there_is_time() -> None:
         loss, gain = smooth(recipe, macs)
         return (0.0 if "distill" in str(recipe) and macs > 0.3 else loss), gain
 
-    trials, _ = play(won_back, epochs=3)
+    trials, _ = play(won_back, training=Step("distill", {"epochs": 3}))
     trained = [t for t in trials if "distill" in names(t)]
     assert all(t.recipe.steps[1].record.epochs == 3 for t in trained)
     best = max((t for t in trials if t.kept), key=lambda t: t.gain)

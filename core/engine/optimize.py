@@ -26,13 +26,15 @@ from core.engine.judge import counted_loss, expected_loss
 from core.engine.models import Model
 from core.engine.run import Built, build, measure
 from core.errors import ModelError, RecipeError
-from core.recipe import Recipe
+from core.recipe import Recipe, Step
 from core.strategy import Goal, Strategy, Trial
 from core.workspace import Workspace
 
 JUDGED = 2000  # images that a trial is judged on, at most
 NOISE = 0.02  # a gain below this share is none
 TRAINABLE = 500  # training images from which training can help
+FEW = 10_000  # training images below which the usual rate undoes more of the repair than it wins back
+GENTLE_RATE = 0.001
 TRAINING_SHARE = 0.5  # of the time left, that one training may take
 MOST_EPOCHS = 20
 PROBED = 128  # images that the length of an epoch is estimated from
@@ -80,8 +82,8 @@ class Search:
         self.blind = replace(data, test=data.test.take(slice(0, 0)))
         self.original = space.folder("models", ids[0]) / "model.onnx"
         self.judged = judged(data)
-        self.before = evaluate.predict(self.original, self.judged, model.card)
         self.rows: list[Row] = []
+        self.before = evaluate.predict(self.original, self.judged, model.card, self.during("Answers of the original"))
         self.best: Row | None = None
         self.best_gain = 1.0
         self.slowest = 0.0  # seconds that a trial took
@@ -116,7 +118,7 @@ class Search:
         try:
             if not known:
                 built = build(recipe, self.model, self.blind, folder, report=self.during(title))
-            trial, row = self._judge(recipe, folder / "model.onnx")
+            trial, row = self._judge(recipe, folder / "model.onnx", self.during(f"{title}: judging"))
             if trial.kept or not self.rows:  # the first is there to download in any case
                 if built is not None:
                     baseline = self.original.with_name(f"baseline-{self.ids[1]}.npz")
@@ -131,32 +133,23 @@ class Search:
         self._note(recipe, trial, replace(row, seconds=self.clock() - began))
         return trial
 
-    def _judge(self, recipe: Recipe, file: Path) -> tuple[Trial, Row]:
+    def _judge(self, recipe: Recipe, file: Path, report: Report) -> tuple[Trial, Row]:
         """Loss on the validation images, gain over the original, and whether that beats the best."""
-        after = evaluate.predict(file, self.judged, self.model.card)
+        after = evaluate.predict(file, self.judged, self.model.card, report)
         loss = (counted_loss if trains(recipe) else expected_loss)(self.before, after, self.judged.y)
-        within = loss <= self.goal.drop
-        row, gain = self._gain(file)
-        why = "" if within else f"Loses {100 * loss:.2f} points, allowed are {100 * self.goal.drop:g}."
+        timing, (size, macs) = self.timed(self.original, file), self.costs(file)
+        before = self.costs(self.original)
+        gains = {"latency": timing.speedup, "size": before[0] / size, "macs": before[1] / macs}
+        gain, within = gains[self.goal.objective], loss <= self.goal.drop
+        why = f"Loses {100 * loss:.2f} points, allowed are {100 * self.goal.drop:g}."
         if within:
-            why = self._why_not(file, gain, row)
-        size, macs = file.stat().st_size, file_facts(file, self.model.card.input_shape).macs
-        kept = not why
-        return (
-            Trial(recipe, loss, gain, within, kept),
-            Row(recipe.title, loss, size, macs, row.speedup, kept, why or "Best so far."),
-        )
+            why = self._why_not(file, gain, timing)
+        row = Row(recipe.title, loss, size, macs, timing.speedup, not why, why or "Best so far.")
+        return Trial(recipe, loss, gain, within, row.kept), row
 
-    def _gain(self, file: Path) -> tuple[Latency, float]:
-        """The timing beside the original, and how many times better the file is in what is optimized."""
-        row = self.timed(self.original, file)
-        return row, row.speedup if self.goal.objective == "latency" else self._amount(self.original) / self._amount(
-            file
-        )
-
-    def _amount(self, file: Path) -> float:
-        shape = self.model.card.input_shape
-        return float(file.stat().st_size if self.goal.objective == "size" else file_facts(file, shape).macs)
+    def costs(self, file: Path) -> tuple[int, int]:
+        """(bytes, MACs)."""
+        return file.stat().st_size, file_facts(file, self.model.card.input_shape).macs
 
     def _why_not(self, file: Path, gain: float, row: Latency) -> str:
         """Why a file within the loss does not replace the best; "" when it does. Speed is compared side by side."""
@@ -200,13 +193,19 @@ class Search:
 
         return heard
 
-    def epochs(self) -> int:
-        """How many passes over the training images there is time for; 0 where they cannot train."""
-        if len(self.data.train) < TRAINABLE:
-            return 0
+    def training(self) -> Step | None:
+        """Distillation for as many epochs as there is time for; None where there is no time or too few images."""
+        train = self.data.train
+        if len(train) < TRAINABLE:
+            return None
         if self.epoch_seconds is None:
             self.epoch_seconds = estimate_epoch(self.model, self.data)
-        return max(0, min(MOST_EPOCHS, int(TRAINING_SHARE * (self.left - self.slowest) / self.epoch_seconds)))
+        epochs = min(MOST_EPOCHS, int(TRAINING_SHARE * (self.left - self.slowest) / self.epoch_seconds))
+        if epochs < 1:
+            return None
+        shift = min(4, min(self.model.card.input_shape[1:]) // 8)
+        gentle = {"learning_rate": GENTLE_RATE, "alpha": 1.0} if len(train) < FEW else {}
+        return Step("distill", {"epochs": epochs, "shift": shift, **gentle})
 
 
 def trains(recipe: Recipe) -> int:

@@ -37,7 +37,7 @@ def optimize(
     if not workspace.baseline(*ids):
         measure(workspace, ids[0], model, ids[1], data, lambda _, message, **__: report(0.0, message))
     search = Search(workspace, ids, model, data, goal, report, clock, began)
-    strategy = Strategy(workspace.profile(ids[0]), goal, lambda: channel_table(search), search.epochs)
+    strategy = Strategy(workspace.profile(ids[0]), goal, lambda: channel_table(search), search.training)
     reason = search.run(strategy)
     best, first = search.best, next((row for row in search.rows if row.candidate), None)
     if best is None:
