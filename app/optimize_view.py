@@ -11,9 +11,9 @@ from app.figures import badge
 from app.job_card import time_left
 from app.state import State, jobs, workspace
 from core.jobs import Job
+from core.strategy import DROPS
 
 GOALS = {"latency": "Speed", "size": "File size", "macs": "MACs"}  # objective → word
-DROPS = {True: 0.5, False: 2.0}  # points by default, with and without labels
 HELP = (
     "Tries int8, channel pruning, factors and, where the images allow it, training. What is best on the validation "
     "images is verified on the test images and kept."
@@ -37,10 +37,10 @@ def card(now: State) -> None:
 
 def _form(now: State) -> None:
     labelled = workspace().data_card(str(now.data)).labelled
-    judge = "accuracy" if labelled else "agreement with the original"
+    judge = "accuracy" if labelled else "agreement"
     with st.container(horizontal=True, vertical_alignment="bottom"):
         drop = st.number_input(
-            f"Allowed loss (points of {judge})", 0.0, 20.0, DROPS[labelled], 0.1, key=f"drop-{labelled}", width=260
+            f"Allowed loss (points of {judge})", 0.0, 20.0, 100 * DROPS[judge], 0.1, key=f"drop-{labelled}", width=260
         )
         goal = st.segmented_control(
             "Optimize for", list(GOALS), default="latency", required=True, format_func=GOALS.__getitem__, key="goal"
