@@ -12,7 +12,7 @@ from torch import nn
 
 from core.cards import ModelCard
 from core.engine.data import Images
-from core.engine.train import Plan, accuracy, augment, fit, rate_at
+from core.engine.train import Plan, _State, accuracy, augment, fit, rate_at
 from core.errors import Cancelled, DataError
 
 CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
@@ -121,3 +121,19 @@ def test_labels_are_needed() -> None:
         fit(tiny(), bare, bare, CARD, PLAN)
     with pytest.raises(DataError, match="needs labels"):
         accuracy(tiny(), bare, CARD)
+
+
+@pytest.mark.parametrize(("clip", "moved"), [(0.0, 5.0), (0.1, 0.1), (9.0, 5.0)])
+def test_gradients_are_clipped_together(clip: float, moved: float) -> None:
+    """Gradients (3, 4) have norm 5: one step of plain descent at rate 1 moves the weights by it, or by the clip."""
+    module = nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+    plan = Plan(epochs=1, learning_rate=1.0, batch_size=1, momentum=0.9, weight_decay=0.0, shift=0, clip=clip)
+
+    def loss(forward: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (module.weight * torch.tensor([[3.0, 4.0]])).sum()
+
+    state = _State(module, plan, None)
+    state.update(loss(module, before, before), 0, 1, None)
+    # Nesterov's first step is (1 + momentum) times the gradient
+    assert float((module.weight.detach() - before).norm()) == pytest.approx(1.9 * moved, rel=1e-5)

@@ -41,6 +41,7 @@ class Plan:
     schedule: str = "cosine"
     shift: int = 4  # largest random shift, in pixels; 0 switches augmentation off
     flip: bool = False
+    clip: float = 0.0  # largest norm of all gradients together (Pascanu et al. 2013); 0 leaves them as they are
     averaging: float = 0.0  # decay of the exponential moving average of the weights; 0 keeps the raw weights
     seed: int = 0
 
@@ -206,6 +207,8 @@ class _State:
             group["lr"] = rate_at(done / total, self.plan)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.plan.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.plan.clip)
         self.optimizer.step()
         if after_step:
             after_step(self.module)

@@ -34,6 +34,7 @@ from core.options import Distill
 
 SAMPLE = 512  # images for BatchNorm statistics and for the loss before the first epoch
 BATCH = 256
+CLIP = 1.0  # the first answers of a changed network are far from the teacher's: one such step would ruin the repair
 
 
 def kl_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -122,7 +123,9 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     Raises DataError without labels and teacher. Resumes from `context.folder` after a kill.
     """
     train, validation, teacher, alpha = _parts(options, context)
-    plan = Plan(options.epochs, options.learning_rate, shift=options.shift, flip=context.flip, seed=context.seed)
+    plan = Plan(
+        options.epochs, options.learning_rate, shift=options.shift, flip=context.flip, clip=CLIP, seed=context.seed
+    )
     path = checkpoint(model, options, context)
     loss = cross_entropy if teacher is None else make_loss(teacher.eval(), options, alpha)
     sample = train.take(slice(0, SAMPLE))
