@@ -39,6 +39,7 @@ def print_candidate(made: Candidate) -> None:
         rows.insert(0, ("accuracy", f"{tables.percent(scores.accuracy.value)}  {tables.interval(scores.accuracy)}"))
     rows += [
         ("size", tables.size(scores.size_bytes)),
+        *([("compressed", tables.size(scores.packed_bytes))] if scores.packed_bytes else []),
         ("parameters", f"{scores.params:,}"),
         ("MACs", f"{scores.macs:,}"),
     ]

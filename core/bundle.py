@@ -1,6 +1,7 @@
 """What a user takes home: the file, how it was made, what it can do, and a script that checks it anywhere.
 
-    model.onnx  recipe.yaml  MODEL_CARD.md  card.json  samples.npz  verify.py  [test/images.npy labels.npy original.npy]
+    model.onnx  [model.onnx.xz]  recipe.yaml  MODEL_CARD.md  card.json  samples.npz  verify.py
+    [test/images.npy labels.npy original.npy]
 
 Everything is on disk already, so the list and its sizes are exact before anything is written, no tensor is needed, and
 large parts are streamed. Entries are stored, not deflated: weights and pictures hardly shrink, and the size is known.
@@ -66,7 +67,7 @@ def contents(workspace: Workspace, candidate: str, *, test: bool = False) -> tup
     card, data_card = workspace.model_card(made.model), workspace.data_card(made.data)
     original = workspace.baseline(made.model, made.data)
     data = workspace.folder("data", made.data) / "data.npz"
-    model = folder / "model.onnx"
+    model, packed = folder / "model.onnx", folder / "model.onnx.xz"
     about = {
         "model": card.to_json(),
         "data": data_card.to_json(),
@@ -78,6 +79,11 @@ def contents(workspace: Workspace, candidate: str, *, test: bool = False) -> tup
     text, samples = write_card(made, card, data_card, original), _samples(data, folder, data_card.test)
     members = (
         Member("model.onnx", "The optimized model, for any ONNX runtime.", model),
+        *(
+            [Member(packed.name, "The same, compressed: `xz -d` or verify.py unpacks it.", packed)]
+            if packed.exists()
+            else []
+        ),
         Member("recipe.yaml", "What was done, step by step.", made.recipe.encode()),
         Member("MODEL_CARD.md", "What it is, how to use it, what was measured.", text.encode()),
         Member("card.json", "The same for programs: input, classes, scores.", json.dumps(about, indent=1).encode()),

@@ -43,6 +43,7 @@ class Scores:
     latency: tuple[Latency, ...]
     per_class: tuple[Share, ...] = ()  # accuracy per class, in the order of the card's classes
     verified: bool = True
+    packed_bytes: int | None = None  # of the file compressed; None where that hardly helps
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,6 +16,7 @@ def write_card(made: Candidate, card: ModelCard, data: DataCard, original: Score
         ("Accuracy (top-1)", _share(made.scores.accuracy), _share(original.accuracy if original else None)),
         ("Agreement with the original", _share(made.scores.agreement), "100 %"),
         ("File size", f"{made.scores.size_bytes:,} bytes", f"{original.size_bytes:,} bytes" if original else "–"),
+        *([("Compressed (xz)", f"{made.scores.packed_bytes:,} bytes", "–")] if made.scores.packed_bytes else []),
         ("Parameters", f"{made.scores.params:,}", f"{original.params:,}" if original else "–"),
         ("MACs", f"{made.scores.macs:,}", f"{original.macs:,}" if original else "–"),
         *((f"Latency, {setting(row)}", _speed(row), f"{row.original_ms:.3g} ms") for row in made.scores.latency),

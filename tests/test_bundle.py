@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import subprocess
 import sys
@@ -108,6 +109,28 @@ def test_verify_reproduces_the_numbers(made: tuple[Workspace, str], tmp_path: Pa
     assert re.search(rf"Agreement on 30 images\s+{scores.agreement.value:.4%}", said.stdout)
     assert re.search(r"Answers on the samples\s+16\s+16  ok", said.stdout)
     assert "One image on one thread" in said.stdout
+
+
+def test_a_compressed_file_comes_along_and_is_checked(made: tuple[Workspace, str], tmp_path: Path) -> None:
+    space, name = made
+    source, candidate = space.folder("candidates", name), space.candidate(name)
+    packed = lzma.compress((source / "model.onnx").read_bytes())
+    (source / "model.onnx.xz").write_bytes(packed)
+    write_json(
+        source / "candidate.json",
+        asdict(replace(candidate, scores=replace(candidate.scores, packed_bytes=len(packed)))),
+    )
+    try:
+        folder = unpack(space, name, tmp_path)
+        said = verify(folder)
+        assert said.returncode == 0, said.stdout + said.stderr
+        assert re.search(rf"Compressed size in bytes\s+{len(packed)}\s+{len(packed)}  ok", said.stdout)
+        other = (folder / "model.onnx").read_bytes()[::-1]
+        (folder / "model.onnx.xz").write_bytes(lzma.compress(other))
+        assert re.search(r"^Compressed size.*DIFFERENT$", verify(folder).stdout, re.M)
+    finally:
+        (source / "model.onnx.xz").unlink()
+        write_json(source / "candidate.json", asdict(candidate))
 
 
 def test_verify_finds_a_changed_weight(made: tuple[Workspace, str], tmp_path: Path) -> None:

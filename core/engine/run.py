@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -24,6 +24,7 @@ from core.engine import evaluate, latency
 from core.engine.context import Report, silent
 from core.engine.data import Data
 from core.engine.formats import onnx_writer
+from core.engine.formats.packed import pack
 from core.engine.identity import candidate_id, fingerprint, identify
 from core.engine.models import Model
 from core.engine.progress import stages, titled
@@ -113,6 +114,7 @@ def measure(
     parts = stages(report, _scores(model, baseline))
     original = _original_file(model, built.folder, parts)
     logits, scores = _score(original, file, baseline, model.card, data, parts)
+    scores = replace(scores, packed_bytes=pack(file))
     candidate = Candidate(
         id=candidate_id(recipe, *ids),
         model=ids[0],

@@ -9,6 +9,7 @@ Exit code 0 when everything is as the card says, 1 when something is not.
 import argparse
 import hashlib
 import json
+import lzma
 import sys
 import time
 from pathlib import Path
@@ -96,6 +97,10 @@ def main() -> int:
     content = (HERE / "model.onnx").read_bytes()
     check(rows, "File size in bytes", len(content), scores["size_bytes"], len(content) == scores["size_bytes"])
     hashed = hashlib.sha256(content).hexdigest()
+    if scores.get("packed_bytes"):
+        packed = (HERE / "model.onnx.xz").read_bytes()
+        same = len(packed) == scores["packed_bytes"] and lzma.decompress(packed) == content
+        check(rows, "Compressed size in bytes", len(packed), scores["packed_bytes"], same)
     check(rows, "SHA-256", hashed[:12], about["sha256"][:12], hashed == about["sha256"])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     check_samples(rows, session, card)
