@@ -66,9 +66,11 @@ def test_the_folder_holds_the_candidate_and_nothing_else(made: tuple[Candidate, 
     assert sorted(p.name for p in folder.iterdir()) == [
         "candidate.json",
         "model.onnx",
+        "model.onnx.xz",
         "predictions.npz",
         "recipe.yaml",
     ]
+    assert candidate.scores.packed_bytes == (folder / "model.onnx.xz").stat().st_size
     assert Recipe.from_yaml((folder / "recipe.yaml").read_text()).id == PRUNED.id
     (folder.parent / "candidates").mkdir(exist_ok=True)
     space = Workspace(folder.parent)
