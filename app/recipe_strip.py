@@ -9,14 +9,13 @@ from functools import partial
 
 import streamlit as st
 
-from app import charts, layer_rows, tables
+from app import front_view, layer_rows, tables
 from app.state import State, jobs, workspace
 from app.tune_view import change
 from core.catalog import CATALOG
 from core.errors import RecipeError
 from core.jobs import Job
 from core.layers import Profile
-from core.predict import costs
 from core.recipe import Recipe
 
 FILE = "recipe.yaml"
@@ -154,30 +153,18 @@ def load(now: State, profile: Profile) -> None:
 
 
 def chart(now: State, profile: Profile) -> None:
-    """Every file measured so far, and where the recipe at the sliders will be."""
+    """Every file measured so far, what is predicted, and where the recipe at the sliders will be."""
     original = workspace().baseline(now.model or "", now.data or "") if now.data else None
     if original is None:
         st.caption("Measured files appear here as a chart once the model has been scored on data.")
         return
     found = workspace().candidates(now.model, now.data)
-    key = st.segmented_control(
-        "Horizontal axis", list(charts.AXES), default="macs", required=True, key="axis", label_visibility="collapsed",
-        format_func=lambda k: charts.AXES[k].title.partition(",")[0],
-    )  # fmt: skip
-    axis, cost = charts.AXES[key], costs(profile, now.recipe)
-    here = getattr(cost, key) * axis.scale if hasattr(cost, key) else None
-    drawn = charts.pareto(charts.front(found, original, key), here=here, picked=now.picked)
-    event = st.plotly_chart(
-        drawn.figure, key=f"front-{key}-{now.revision}", on_select="rerun", selection_mode="points", config=charts.BARE,
-        alt=drawn.alt,
-    )  # fmt: skip
-    points = [p["customdata"][0] for p in event["selection"]["points"] if p.get("customdata")]
-    st.caption(
-        "Star: original. Filled: on the front. Select a point to load its recipe." if found else "Star: original."
-    )
-    if points and points[0] in found:
-        now.pick(found[points[0]])
-        st.rerun()
+    axis = front_view.choose_axis("axis")
+    info = front_view.with_recipe(front_view.gather(now, axis, found, original), now, profile)
+    front_view.badges(info, original)
+    front_view.draw(info, now, found, "front")
+    front_view.tell(info, now, found)
+    st.caption(front_view.caption(info))
 
 
 def followed(now: State) -> Job | None:

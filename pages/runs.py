@@ -1,12 +1,12 @@
 """Runs: every job with its progress, and every candidate so far, in a chart and a table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
 
-from app import charts, columns, optimize_view, state, tables
+from app import columns, front_view, optimize_view, state, tables
 from app.empty import nothing_yet
-from app.figures import badge
 from app.job_card import show_jobs
 
 TUNE = Path(__file__).with_name("tune.py")
@@ -21,25 +21,13 @@ found = space.candidates(now.model, now.data) if now.model else {}
 original = space.baseline(now.model, now.data) if now.model and now.data else None
 if found and original:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        axis = st.segmented_control(
-            "Compare by",
-            list(charts.AXES),
-            default="macs",
-            required=True,
-            format_func=lambda key: charts.AXES[key].title.partition(",")[0],
-        )
-        badge(tables.badge_of(original))
-    chart = charts.pareto(charts.front(found, original, axis), picked=now.picked)
-    # the revision is part of the keys, so that a pick leaves chart and table without a selection that would fire again
-    event = st.plotly_chart(
-        chart.figure,
-        key=f"front-{axis}-{now.revision}",
-        on_select="rerun",
-        selection_mode="points",
-        config=charts.BARE,
-        alt=chart.alt,
-    )
-    st.caption("Star: the original. Filled: no other is better in both. Click a point or a row to load its recipe.")
+        axis = front_view.choose_axis("runs-axis")
+        info = front_view.gather(now, axis, found, original)
+        front_view.badges(info, original)
+    info = replace(info, limits=front_view.ask_limits(axis, info.measure))
+    front_view.draw(info, now, found, "runs-front")
+    st.caption(front_view.caption(info))
+    front_view.tell(info, now, found)
     frame, settings = columns.candidates(tables.candidate_rows(found))
     rows = st.dataframe(
         frame,
@@ -51,7 +39,6 @@ if found and original:
         alt="Every candidate with its scores",
     )
     picked = [frame.index[row] for row in rows["selection"]["rows"]]
-    picked += [point["customdata"][0] for point in event["selection"]["points"] if point.get("customdata")]
     if picked and picked[0] in found:
         now.pick(found[picked[0]])
         st.rerun()

@@ -1,4 +1,4 @@
-"""Charts as records: what is on the front, what is marked, what the words say. Numbers worked out by hand."""
+"""Charts as records: what is marked, what the words say. Numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from app import charts, compare_charts
-from core.candidate import Candidate, Latency, Scores, Share
+from app.front import front
+from app.pareto_chart import pareto
+from core.candidate import Latency, Scores, Share
 
 
 def share(value: float) -> Share:
@@ -18,54 +20,6 @@ def share(value: float) -> Share:
 def scores(accuracy: float | None, macs: int, speed: float | None = None, per_class: tuple[Share, ...] = ()) -> Scores:
     rows = () if speed is None else (Latency(1, 1, 1.0, speed, speed, speed - 0.1, speed + 0.2, 9),)
     return Scores(share(accuracy) if accuracy else None, share(0.9), 2 * macs, macs, macs, 5, rows, per_class)
-
-
-def candidate(name: str, made: Scores) -> Candidate:
-    return Candidate(name, "m", "d", "", f"Recipe {name}", made, (), {}, {}, 0.0, 1.0, {})
-
-
-ORIGINAL = scores(0.95, 4_000_000)
-FOUND = {
-    name: candidate(name, made)
-    for name, made in (
-        ("a", scores(0.94, 2_000_000, 2.0)),
-        ("b", scores(0.93, 3_000_000, 1.25)),  # a is better in both
-        ("c", scores(0.80, 1_000_000, 0.5)),
-    )
-}
-
-
-def test_front_holds_what_nothing_beats() -> None:
-    points = charts.front(FOUND, ORIGINAL).points
-    assert [(p.id, p.best) for p in points] == [("", True), ("a", True), ("b", False), ("c", True)]
-    assert (points[1].x, points[1].y, points[1].low, points[1].high) == pytest.approx((2.0, 94.0, 92.0, 97.0))
-
-
-def test_latency_is_relative_to_the_original_in_the_same_run() -> None:
-    points = charts.front(FOUND, ORIGINAL, "latency").points
-    assert [p.x for p in points] == [100.0, 50.0, 80.0, 200.0]
-    assert [p.id for p in points if p.best] == ["", "a"]  # c is slower than the original and less accurate
-
-
-def test_agreement_stands_in_without_labels() -> None:
-    original = replace(ORIGINAL, accuracy=None)
-    front = charts.front({"a": candidate("a", scores(None, 9))}, original)
-    assert (front.measure, len(front.points)) == ("agreement", 2)
-
-
-def test_pareto_marks_here_and_says_the_front() -> None:
-    drawn = charts.pareto(charts.front(FOUND, ORIGINAL), here=1.5, picked="c")
-    layout, dots = drawn.figure["layout"], drawn.figure["data"][0]
-    assert layout["shapes"][0]["x0"] == layout["annotations"][0]["x"] == 1.5
-    assert dots["marker"]["symbol"] == ["star", "circle", "circle-open", "circle"]
-    assert dots["marker"]["size"] == [10, 10, 10, 15]
-    assert [row[0] for row in dots["customdata"]] == ["", "a", "b", "c"]
-    assert "Recipe a 2 million, 94.00 %" in drawn.alt
-    assert "Recipe b" not in drawn.alt
-    low, high = layout["xaxis"]["range"]
-    assert low == 0
-    assert high > 4.0
-    json.dumps(drawn.figure)
 
 
 def test_whiskers_are_distances_from_the_middle() -> None:
@@ -106,10 +60,10 @@ def test_learning_curve_says_the_best_epoch() -> None:
 @pytest.mark.parametrize(
     "drawn",
     [
-        charts.pareto(charts.front({}, ORIGINAL)),
+        pareto(front({}, scores(0.95, 4_000_000))),
         charts.learning_curve([]),
         compare_charts.layer_error({}),
-        compare_charts.speedups(FOUND["a"].scores.latency),
+        compare_charts.speedups((Latency(1, 1, 1.0, 2.0, 2.0, 1.9, 2.2, 9),)),
         compare_charts.per_class([]),
     ],
     ids=["pareto", "curve", "layers", "speedups", "classes"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from core.candidate import Candidate, Latency, Scores, Share
 from core.cards import DataCard, ModelCard
 from core.layers import Profile
+from core.predict import costs
 from core.recipe import Recipe
+from core.sensitivity_table import LEVELS, Cell, append_lines, row_of, severity
 from core.workspace import Workspace, write_json
 
 CLASSES = ("bird", "cat", "dog")
@@ -35,6 +37,35 @@ def scores(profile: Profile, wrong: list[int], latency: tuple[Latency, ...] = ()
     size = 4 * profile.params + 9000
     hit, same = share(float(right.mean())), share(1.0)
     return Scores(hit, same, size, profile.params, profile.macs, profile.peak_bytes, latency, per_class)
+
+
+def made_of(profile: Profile, recipe: Recipe, wrong: list[int], latency: tuple[Latency, ...]) -> Scores:
+    """What the recipe leaves of the model."""
+    left = costs(profile, recipe)
+    size = left.weight_bytes + 9000
+    return replace(scores(profile, wrong, latency), size_bytes=size, params=left.params, macs=left.macs)
+
+
+def write_forecast(space: Workspace, profile: Profile) -> None:
+    """A sensitivity table with KL = severity² everywhere, and measured plans that lose 0.02 of accuracy per nat."""
+    folder = space.folder("models", "net-1")
+    rows = [
+        Cell(name, technique, level, kl=severity(technique, level) ** 2)
+        for technique, names in (
+            ("prune_channels", [g.name for g in profile.groups if not g.blocked]),
+            ("quantize", [x.name for x in profile.tunable]),
+        )
+        for name in names
+        for level in LEVELS[technique]
+    ]
+    append_lines(folder / "sensitivity-pets-1.jsonl", [{}, *map(row_of, rows)])
+    first = next(g.name for g in profile.groups if not g.blocked)
+    plans: list[dict[str, object]] = [
+        {"plan": [[first, "prune_channels", share]], "repaired": repaired, "drop": {"accuracy": 0.02 * share**2}}
+        for share in np.linspace(0.05, 0.95, 8).tolist()
+        for repaired in (False, True)
+    ]
+    append_lines(folder / "calibration-pets-1.jsonl", [{}, *plans])
 
 
 def write_workspace(root: Path, profile: Profile, recipes: tuple[str, ...] = ()) -> Workspace:
@@ -66,7 +97,7 @@ def write_candidate(space: Workspace, profile: Profile, text: str, wrong: list[i
     (folder / "model.onnx").write_bytes(b"not read by these tests")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     made = Candidate(
-        folder.name, "net-1", "pets-1", recipe.to_yaml(), recipe.title, scores(profile, wrong, rows), (), {},
+        folder.name, "net-1", "pets-1", recipe.to_yaml(), recipe.title, made_of(profile, recipe, wrong, rows), (), {},
         {layer.name: 0.01 * n for n, layer in enumerate(profile.tunable)}, 1e-6, 5.0, {"seed": "0"},
     )  # fmt: skip
     write_json(folder / "candidate.json", made.to_json())
