@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app import tables
+from app.why import coupling
 from core.candidate import Candidate
 from core.catalog import CATALOG, Technique, option_fields
 from core.errors import RecipeError
-from core.layers import Group, Layer, Profile, dial_for, explain
+from core.layers import Group, Layer, Profile, dial_for
 from core.predict import costs
 from core.ranks import Shape, refusal
 from core.recipe import Recipe, Step
@@ -88,9 +89,9 @@ def held_as(layer: Layer, entry: Technique) -> str:
 def table_data(profile: Profile, recipe: Recipe, place: Place, ident: str) -> dict[str, Any]:
     """All that `components/layer_table.js` draws, but for the revision."""
     entry, step = CATALOG[place.technique], place.step(recipe)
-    original = costs(profile, Recipe())
+    original, multiple = costs(profile, Recipe()), getattr(step.record, "multiple", 1)
     return {
-        "ident": f"{ident}|{place.technique}|{place.at}",
+        "ident": f"{ident}|{place.technique}|{place.at}|{multiple}",  # another one builds the table anew
         "technique": place.technique,
         "at": place.at,
         "present": place.present,
@@ -104,7 +105,7 @@ def table_data(profile: Profile, recipe: Recipe, place: Place, ident: str) -> di
         "own": dict(step.layers),
         "profile": cost_profile(profile),
         "original": {"params": original.params, "macs": original.macs, "weight_bytes": original.weight_bytes},
-        "rows": layer_rows(profile, entry, getattr(step.record, "multiple", 1)),
+        "rows": layer_rows(profile, entry, multiple),
     }
 
 
@@ -155,7 +156,8 @@ def layer_rows(profile: Profile, entry: Technique, multiple: int) -> list[dict[s
             "share": {"params": layer.params / most_params, "macs": layer.macs / most_macs},
             "before": {"params": layer.params, "macs": layer.macs},
             "widths": [layer.in_channels, layer.out_channels],
-            "about": about(profile, layer, entry, multiple),
+            "about": about(profile, layer),
+            "why": asdict(coupling(profile, layer, multiple)) if entry.dial == COUPLING else None,
         }
         for layer in profile.tunable
     ]
@@ -181,7 +183,7 @@ def why_not(layer: Layer, group: Group | None, entry: Technique) -> str:
     return ""
 
 
-def about(profile: Profile, layer: Layer, entry: Technique, multiple: int) -> list[str]:
+def about(profile: Profile, layer: Layer) -> list[str]:
     """The lines behind a row's ⓘ."""
     kernel = "×".join(map(str, layer.kernel)) + ", " if layer.kind != "linear" else ""
     shape = "×".join(map(str, layer.output_shape))
@@ -191,7 +193,6 @@ def about(profile: Profile, layer: Layer, entry: Technique, multiple: int) -> li
         f"{kind}: {kernel}{layer.in_channels} → {layer.out_channels} channels, output {shape}.",
         f"{layer.params:,} parameters ({layer.params / max(1, profile.params):.1%} of the model), "
         f"{tables.count(layer.macs)} MACs ({layer.macs / max(1, profile.macs):.1%}){time}.",
-        *([explain(profile, layer.name, multiple)] if entry.dial == COUPLING else []),
     ]
 
 

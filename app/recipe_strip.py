@@ -20,6 +20,9 @@ from core.recipe import Recipe
 
 FILE = "recipe.yaml"
 SHOWN_FOR = 600.0  # seconds a run that ended stays on the page
+# Icon buttons keep their names, out of sight: without a label Streamlit would have them read "arrow_upward icon".
+NAMES_OUT_OF_SIGHT = """<style>:is(.st-key-recipe-tools, [class*="st-key-step-"]) button p {
+position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }</style>"""
 
 
 def run_button(now: State) -> None:
@@ -60,15 +63,16 @@ def _why_not_run(now: State, made: str | None, waiting: bool) -> str:
 
 def strip(now: State, profile: Profile) -> None:
     """One card per step, in order, and what can be done with the whole recipe."""
+    st.html(NAMES_OUT_OF_SIGHT)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown("**Recipe**")
-        with st.container(horizontal=True, gap="small", width="content"):
+        with st.container(horizontal=True, gap="small", width="content", key="recipe-tools"):
             history = now.history
             _icon("Undo", ":material/undo:", now.undo, disabled=not history.past)
             _icon("Redo", ":material/redo:", now.redo, disabled=not history.future)
             st.download_button(
-                "", now.recipe.to_yaml(), FILE, "application/yaml", icon=":material/save:", help="Save as YAML",
-                on_click="ignore", key="save", type="tertiary", disabled=not now.recipe.steps,
+                "Save as YAML", now.recipe.to_yaml(), FILE, "application/yaml", icon=":material/save:",
+                help="Save as YAML", on_click="ignore", key="save", type="tertiary", disabled=not now.recipe.steps,
             )  # fmt: skip
             load(now, profile)
     if not now.recipe.steps:
@@ -98,7 +102,7 @@ def _icon(
 ) -> None:
     """A small button; `why` says why it is off."""
     st.button(
-        "",
+        name,
         icon=icon,
         help=why or name,
         key=f"{name}-{at}",
@@ -135,7 +139,7 @@ def _remove(now: State, at: int) -> None:
 
 def load(now: State, profile: Profile) -> None:
     """Take a recipe from a file or pasted text. A wrong one is refused in a sentence, and the current one kept."""
-    with st.popover("", icon=":material/upload:", help="Load a recipe", type="tertiary", key="load"):
+    with st.popover("Load a recipe", icon=":material/upload:", help="Load a recipe", type="tertiary", key="load"):
         file = st.file_uploader("Recipe file", ["yaml", "yml"], key=f"file-{now.revision}", max_upload_size=1)
         pasted = st.text_area(
             "or paste it", key=f"text-{now.revision}", placeholder="recipe: 1\nsteps:\n- quantize: {}"

@@ -133,7 +133,7 @@ def dial_for(layers: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def explain(profile: Profile, name: str, multiple: int = 8) -> str:
-    """Why a layer's channels can or cannot be removed, with which others, and to which widths. One to three sentences.
+    """Why a layer's channels can or cannot be removed, with which others, and to which widths, in a few sentences.
 
     Raises StopIteration when the profile has no such layer.
     """
@@ -149,7 +149,19 @@ def explain(profile: Profile, name: str, multiple: int = 8) -> str:
         return f"{name} keeps its {layer.out_channels} channels. {group.blocked}{together}"
     if group.channels <= multiple:
         return f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}"
+    return f"{name} can go from {group.channels} channels to {_widths(group.channels, multiple)}{together}"
+
+
+def _widths(channels: int, multiple: int) -> str:
+    """The widths there are, and what becomes of a share that falls between two of them."""
+    kept = kept_channels(channels, 0.3, multiple)
+    if multiple == 1:
+        return f"any number down to 1; removing 30 % leaves {kept}."
+    found = [str(w) for w in range((channels - 1) // multiple * multiple, 0, -multiple)]
+    if len(found) > 4:
+        found = [*found[:3], "…", found[-1]]
+    listed = " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
     return (
-        f"{name} can be pruned from {group.channels} channels in steps of {multiple}, "
-        f"since runtimes compute in blocks.{together}"
+        f"{listed}: widths are multiples of {multiple}, since runtimes compute in blocks. "
+        f"Removing 30 % would leave {0.7 * channels:.4g}, which becomes {kept}."
     )

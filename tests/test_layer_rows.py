@@ -47,7 +47,10 @@ def test_rows_explain_themselves() -> None:
     assert lines[0] == "Convolution: 3×3, 3 → 24 channels, output 24×16×16."
     assert lines[1].startswith("648 parameters")
     assert "166 k MACs" in lines[1]
-    assert "wide, block.b" in lines[2]
+    why = rows_of("prune_channels")["stem"]["why"]
+    assert isinstance(why, dict)
+    assert "wide, block.b" in why["said"]
+    assert rows_of("factorize")["stem"]["why"] is None
 
 
 def test_spread_gives_every_layer_the_value_of_all_but_those_with_their_own() -> None:

@@ -234,9 +234,9 @@ def test_prediction_needs_no_tensor():
 @pytest.mark.parametrize(
     ("name", "layer", "words"),
     [
-        ("cifar_resnet", "conv1", ("steps of 8", "together with those of layer1.0.conv2")),
+        ("cifar_resnet", "conv1", ("multiples of 8", "together with those of layer1.0.conv2")),
         ("cifar_resnet", "linear", ("keeps its 10 channels", "one for each class")),
-        ("cifar_resnet", "layer1.0.conv1", ("can be pruned from 16 channels",)),
+        ("cifar_resnet", "layer1.0.conv1", ("can go from 16 channels to 8", "would leave 11.2, which becomes 8")),
         ("joined", "blocks.1.norm", ("joined channels of blocks.1.a, blocks.1.b",)),
         ("joined", "blocks.1.a", ("no more than one block of 8",)),
     ],

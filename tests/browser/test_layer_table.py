@@ -134,7 +134,7 @@ def test_totals_follow_the_pointer_and_the_recipe_follows_the_release(tune: Page
     tune.mouse.up()
     expect(tune.get_by_text(f"1. Prune channels {ratio:.0%}")).to_be_visible()
     expect(tune.get_by_text("this recipe")).to_be_visible()  # the chart has it too
-    tune.get_by_role("button", name="undo icon").click()
+    tune.get_by_role("button", name="Undo", exact=True).click()
     expect(tune.get_by_text("No step yet")).to_be_visible()
     expect(tune.get_by_role("slider", name="Ratio, all layers")).to_have_value("0")
     assert figure(tune, "MACs") == before
@@ -158,6 +158,31 @@ def test_coupled_layers_move_together_and_keep_their_own_value(tune: Page) -> No
     tune.get_by_role("button", name="All follow").click()
     expect(tune.get_by_role("slider", name="Ratio, conv1")).to_have_value("0.2")
     expect(tune.get_by_text("1 set by hand")).to_be_hidden()
+
+
+def test_the_recipe_strip_is_named_for_those_who_cannot_see_its_icons(tune: Page) -> None:
+    tune.get_by_role("switch", name="Prune channels").or_(tune.get_by_role("checkbox", name="Prune channels")).press(
+        "Space"
+    )
+    for name in ("Undo", "Redo", "Save as YAML", "Load a recipe", "Move up", "Move down", "Switch off", "Remove"):
+        button = tune.get_by_role("button", name=name, exact=True)
+        expect(button).to_be_visible()
+        box = button.bounding_box()
+        assert box is not None
+        assert box["width"] < 60  # the name is out of sight
+
+
+def test_the_group_of_a_layer_is_drawn_with_what_holds_it(tune: Page) -> None:
+    tune.get_by_role("button", name="About layer1.0.conv2", exact=True).click()
+    drawn = tune.get_by_role("figure")
+    lists = drawn.get_by_role("list")
+    expect(lists).to_have_count(3)  # reads, moves together, read by
+    expect(lists.nth(0)).to_have_text("layer1.0.conv1")
+    expect(lists.nth(1).get_by_role("listitem").first).to_have_text("conv1")
+    expect(drawn).to_contain_text("Removing 30 % would leave 11.2, which becomes 8.")
+    tune.get_by_role("button", name="About layer1.0.conv2", exact=True).click()
+    tune.get_by_role("button", name="About fc", exact=True).click()
+    expect(drawn.filter(has_text="Held by")).to_contain_text("Answer")
 
 
 def test_what_cannot_be_touched_is_off_and_says_why(tune: Page) -> None:
