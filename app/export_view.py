@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -80,10 +81,23 @@ def download(space: Workspace, made: Candidate, members: Sequence[bundle.Member]
     if not path.exists():
         if not st.button(f"Prepare the zip, {tables.size(total)}", icon=":material/folder_zip:", key="prepare"):
             return
-        part = path.with_suffix(".part")
-        bundle.write_bundle(members, part)
-        part.replace(path)
+        with st.spinner("Writing the zip"):
+            prepare(members, path)
     st.link_button(label, file_address(path, name), icon=":material/download:", type="primary")
+
+
+def prepare(members: Sequence[bundle.Member], path: Path) -> None:
+    """Write the zip beside its candidate, in place of an earlier one; whoever reads `path` sees it whole or not yet."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        bundle.write_bundle(members, part)
+        earlier = [file for file in path.parent.glob("bundle-*.zip") if file != path]
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StudioError(f"The zip cannot be written beside its candidate: {error.strerror}.") from error
+    for file in earlier:
+        file.unlink(missing_ok=True)
 
 
 def packed(members: Sequence[bundle.Member]) -> bytes:

@@ -123,7 +123,7 @@ def _dial(entry: Technique, step: Step) -> dict[str, Any] | None:
         "high": about["high"],
         "step": about["step"],
         "choices": list(about["choices"]) or None,
-        "words": {"8": WORDS.get(getattr(step.record, "mode", ""), "int8"), "32": "float"},
+        "words": {"4": "4-bit", "8": WORDS.get(getattr(step.record, "mode", ""), "int8"), "32": "float"},
         "unit": about["unit"],
         "neutral": entry.neutral,
         "on": spec.default,  # what switching a layer on gives it when all layers are at neutral

@@ -2,14 +2,19 @@
 
     /netron/{token}/{theme}/…   the viewer's start page, its files, and data/<name>: the leased model
     /files/{token}              a leased file, streamed
+    /tune, /runs, …             Streamlit's own start page, told where its server is
 
 A token is the permission: unguessable, of one tab, running out. No path from the outside ever reaches the disk.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
+import streamlit
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from app.netron import LEASES, asset, index
@@ -58,7 +63,28 @@ async def download(request: Request) -> Response:
     return FileResponse(lease.path, filename=lease.name, headers=headers)
 
 
+@cache
+def start_page() -> str:
+    """Streamlit's index.html. Opened at /tune it would look for its server under /tune/ first and log two errors."""
+    index = (Path(streamlit.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+    here = '<script>window.__streamlit = {BACKEND_BASE_URL: new URL(".", location.href).href}</script>'
+    return index.replace("<head>", f"<head>{here}", 1)
+
+
+async def page(_: Request) -> Response:
+    """A page opened by its own address."""
+    return Response(start_page(), media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+
+async def home(request: Request) -> Response:
+    """The first page's own name: Streamlit knows it by no other address than the root."""
+    return RedirectResponse(f"./?{request.url.query}".removesuffix("?"))
+
+
+FIRST = "library"
+PAGES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "pages").glob("[a-z]*.py"))
 ROUTES = [
     Route("/netron/{token}/{theme}/{relative:path}", view),
     Route("/files/{token}", download),
+    *(Route(f"/{name}", home if name == FIRST else page) for name in PAGES),
 ]

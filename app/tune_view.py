@@ -12,7 +12,7 @@ from app import forms, layer_rows
 from app.components.layer_table import Edit, layer_table
 from app.layer_rows import Place
 from app.state import State
-from core.catalog import CATALOG
+from core.catalog import CATALOG, option_fields
 from core.errors import RecipeError
 from core.layers import Profile
 from core.recipe import Recipe, Step
@@ -84,6 +84,8 @@ def options(now: State, place: Place) -> None:
         return
     entry, step = CATALOG[place.technique], now.recipe.steps[place.at]
     skip = (entry.dial,) if entry.dial else ()
+    if len(skip) == len(option_fields(entry)):
+        return
     box = st.expander("Options", expanded=entry.dial is None, icon=":material/settings:", key=f"options-{entry.key}")
     with box, st.grid(2, min_column_width=240, key=f"grid-{entry.key}"):
         key = f"option-{entry.key}-{place.at}-{now.revision}"

@@ -73,7 +73,7 @@ def contents(workspace: Workspace, candidate: str, *, test: bool = False) -> tup
         "data": data_card.to_json(),
         "recipe": made.title,
         "scores": asdict(made.scores),
-        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "sha256": _sha256(model),
         "provenance": made.provenance,
     }
     text, samples = write_card(made, card, data_card, original), _samples(data, folder, data_card.test)
@@ -91,6 +91,12 @@ def contents(workspace: Workspace, candidate: str, *, test: bool = False) -> tup
         Member("verify.py", "Checks all of it; needs numpy and onnxruntime.", VERIFY),
     )
     return (*members, *(_test_part(workspace, made, data) if test else ()))
+
+
+def _sha256(path: Path) -> str:
+    """A piece at a time: a model may be larger than the memory that the pages have."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _samples(data: Path, folder: Path, count: int) -> bytes:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import export_view
+from app.netron import LEASES
 from app.state import KEY, State
+from core.errors import StudioError
 from core.jobs import JobStore
 from core.recipe import Recipe
 from core.workspace import Workspace
@@ -217,3 +221,39 @@ def test_export_lists_what_the_zip_will_hold(space: Workspace) -> None:
     commands = "\n".join(block.value for block in tab.code)
     assert "python candidate/verify.py" in commands
     assert "cnn-studio run recipe.yaml" in commands
+
+
+def test_a_large_zip_is_written_once_and_streamed_from_disk(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_view, "IN_MEMORY", 1000)
+    tab = open_page("export")
+    assert "needs the studio's server" in tab.info[0].value  # as when only main.py runs
+    monkeypatch.setattr(LEASES, "served", True)
+    tab.run()
+    assert not tab.get("link_button")
+    tab.toggle(key="test-pets-1").set_value(False).run()
+    folder = space.folder("candidates", str(state(tab).picked))
+    (folder / "bundle-1.zip").write_bytes(b"with other contents")
+    click(tab, "prepare")
+    (link,) = tab.get("link_button")
+    lease = LEASES.get(link.proto.url.rpartition("/")[2])
+    assert lease is not None
+    assert lease.name == f"{state(tab).picked}.zip"
+    assert [file.name for file in folder.glob("bundle-*")] == [lease.path.name]  # no half one, no earlier one
+    with ZipFile(lease.path) as archive:
+        assert archive.testzip() is None
+        assert archive.read("model.onnx") == (folder / "model.onnx").read_bytes()
+    assert lease.path.stat().st_size == int(lease.path.stem.removeprefix("bundle-"))
+    written = lease.path.stat().st_mtime_ns
+    tab.run()
+    assert lease.path.stat().st_mtime_ns == written
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(members: object, out: Path) -> None:
+        out.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("core.bundle.write_bundle", full)
+    with pytest.raises(StudioError, match="cannot be written beside its candidate: No space left on device"):
+        export_view.prepare((), tmp_path / "bundle-9.zip")
+    assert not list(tmp_path.iterdir())

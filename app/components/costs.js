@@ -75,7 +75,7 @@ function zerosOf(net, layer) {
 
 function bytesOf(net, layer) {
   const bits = net.bits[layer.name] ?? 32, params = paramsOf(net, layer), weights = weightsOf(net, layer);
-  if (bits === 8 && weights) return weights + 4 * (params - weights) + 4 * channelsOf(net, layer)[1];
+  if (bits <= 8 && weights) return Math.ceil(weights * bits / 8) + 4 * (params - weights) + 4 * channelsOf(net, layer)[1];
   return bits === 16 ? 2 * params : 4 * params;
 }
 
@@ -171,4 +171,8 @@ function quantize(net, step) {
   for (const layer of layersOf(net)) if (dialOf(step, 'bits', layer.name) === 8) net.bits[layer.name] = step.options.mode === 'float16' ? 16 : 8;
 }
 
-const STEPS = { prune_channels: pruneChannels, prune_weights: pruneWeights, factorize, quantize };
+function quantizeWeights(net, step) {
+  for (const layer of layersOf(net)) if (['conv', 'depthwise', 'linear', 'shortcut'].includes(layer.kind)) net.bits[layer.name] = dialOf(step, 'bits', layer.name);
+}
+
+const STEPS = { prune_channels: pruneChannels, prune_weights: pruneWeights, factorize, quantize, quantize_weights: quantizeWeights };

@@ -2,6 +2,7 @@
 // hears about it on release, with the revision of the data the edit was made against.
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
+const BITS = { 4: '4-bit', 8: 'int8', 16: 'float16' };
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
 
 const el = (tag, attributes = {}, ...children) => {
@@ -47,7 +48,7 @@ function result(row, cost) {
   else if (first !== into && !rest.length) parts.push(`input ${into} → ${first}`);
   if (rest.length) parts.push(`rank ${rest.join(', ')}`);
   if (cost.kept === 'not split') parts.push(cost.kept);
-  if (cost.bits < 32) parts.push(cost.bits === 8 ? 'int8' : 'float16');
+  if (cost.bits < 32) parts.push(BITS[cost.bits]);
   if (cost.nonzero < cost.params) parts.push(`${Math.round(100 * (1 - cost.nonzero / cost.params))} % zero`);
   return parts.join(', ') || '=';
 }
