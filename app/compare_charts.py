@@ -11,6 +11,7 @@ from core.candidate import Latency, Scores, Share
 from core.compare import setting
 
 MOST_ROWS = 30  # classes that are still readable in one chart
+FEW = 6  # layers whose names fit beneath their bars
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def class_rows(classes: Sequence[str], original: Scores, candidate: Scores) -> t
     return tuple(sorted(most, key=lambda row: row.change))
 
 
-def per_class(rows: Sequence[ClassRow]) -> Chart:
-    """A dumbbell per class: original, candidate and the line between them."""
+def per_class(rows: Sequence[ClassRow], first: str = "Original") -> Chart:
+    """A dumbbell per class: the candidate, what it is compared with, and the line between them."""
     classes = [row.name for row in rows]
     before = [100 * row.original.value for row in rows]
     after = [100 * row.candidate.value for row in rows]
@@ -58,7 +59,7 @@ def per_class(rows: Sequence[ClassRow]) -> Chart:
             "marker": {"size": 10, "symbol": symbol},
             "hovertemplate": f"%{{y}}: %{{x:.1f}} %<extra>{title}</extra>",
         }
-        for x, title, symbol in ((after, "Candidate", "circle"), (before, "Original", "circle-open"))
+        for x, title, symbol in ((after, "Candidate", "circle"), (before, first, "circle-open"))
     ]
     figure = draw(
         [*dots, links],
@@ -70,12 +71,12 @@ def per_class(rows: Sequence[ClassRow]) -> Chart:
         margin={"l": 10, "r": 12, "t": 34, "b": 42},
     )
     ends = "; ".join(f"{row.name} {row.change:+.1f}" for row in (*rows[:3], *rows[-1:]))
-    return Chart(figure, f"Accuracy of each class, original and candidate. Changes in points, worst first: {ends}.")
+    return Chart(figure, f"Accuracy of each class, {first} and candidate. Changes in points, worst first: {ends}.")
 
 
 def layer_error(errors: Mapping[str, float]) -> Chart:
     """One bar per layer in order of execution: how far its output is from the original's, in percent."""
-    values = [100 * value for value in errors.values()]
+    values, few = [100 * value for value in errors.values()], len(errors) <= FEW
     bars = {
         "type": "bar",
         "x": [*range(len(values))],
@@ -86,7 +87,12 @@ def layer_error(errors: Mapping[str, float]) -> Chart:
     figure = draw(
         [bars],
         240,
-        xaxis={**scale("Layers, from input to output", [-0.6, len(values) - 0.4]), "showticklabels": False},
+        xaxis={
+            **scale("Layers, from input to output", [-0.6, max(len(values), FEW) - 0.4]),
+            "showticklabels": few,
+            "tickvals": [*range(len(values))] if few else [],
+            "ticktext": list(errors) if few else [],
+        },
         yaxis=scale("Error of the output, %", [0, 1.1 * max([*values, 1e-9])]),
     )
     worst = max(errors, key=lambda name: errors[name], default="")

@@ -13,9 +13,11 @@ from app.components.graph_pair import graph_pair
 from app.figures import show_figure
 from app.netron import LEASES, graph_address
 from app.state import State, workspace
+from app.titles import titles
 from core import compare, pictures
 from core.candidate import Candidate, Scores
 from core.cards import DataCard, ModelCard
+from core.catalog import CATALOG
 
 PER_PAGE = 24  # pictures
 
@@ -30,11 +32,8 @@ class Pair:
     data_card: DataCard
     first: Candidate | None
     first_scores: Scores
+    first_title: str
     second: Candidate
-
-    @property
-    def first_title(self) -> str:
-        return "Original" if self.first is None else self.first.title
 
     def files(self) -> tuple[Path, Path]:
         """The two ONNX files."""
@@ -60,18 +59,17 @@ def choose(now: State) -> Pair | None:
     original = space.baseline(now.model, now.data) if now.model and now.data else None
     if not found or original is None:
         return None
-    ids = list(found)
+    ids, named = list(found), {"": "Original", **titles(found)}
     left, right = st.columns(2)
     start = ids.index(now.picked) if now.picked and now.picked in found else 0
-    second = left.selectbox(
-        "Candidate", ids, start, format_func=lambda i: found[i].title, key=f"candidate-{now.picked}"
-    )
+    second = left.selectbox("Candidate", ids, start, format_func=named.__getitem__, key=f"candidate-{now.picked}")
     others = ["", *(i for i in ids if i != second)]
-    first = right.selectbox("Against", others, format_func=lambda i: found[i].title if i else "Original", key="against")
+    first = right.selectbox("Against", others, format_func=named.__getitem__, key="against")
     now.picked = second
     base = found[first] if first else None
     cards = space.model_card(str(now.model)), space.data_card(str(now.data))
-    return Pair(str(now.model), str(now.data), *cards, base, base.scores if base else original, found[second])
+    scores = base.scores if base else original
+    return Pair(str(now.model), str(now.data), *cards, base, scores, named[first], found[second])
 
 
 def figures(pair: Pair) -> None:
@@ -89,13 +87,11 @@ def figures(pair: Pair) -> None:
         show_figure("Agreement", tables.percent(after.agreement.value), badge, f"same answers as the original; {same}")
         if speed:
             low, high = tables.times(speed.speedup_low), tables.times(speed.speedup_high)
-            detail = f"{compare.setting(speed)}; {low} to {high} in {speed.runs} interleaved runs"
+            detail = f"as fast as the original, {compare.setting(speed)}; {low} to {high} in {speed.runs} runs in turn"
             show_figure("Speed", tables.times(speed.speedup), "measured", detail)
-        show_figure(
-            "File size", tables.size(after.size_bytes), "measured", _change(before.size_bytes, after.size_bytes)
-        )
-        show_figure("Parameters", tables.count(after.params), "measured", _change(before.params, after.params))
-        show_figure("MACs", tables.count(after.macs), "measured", _change(before.macs, after.macs))
+        show_figure("File size", tables.size(after.size_bytes), "exact", _change(before.size_bytes, after.size_bytes))
+        show_figure("Parameters", tables.count(after.params), "exact", _change(before.params, after.params))
+        show_figure("MACs", tables.count(after.macs), "exact", _change(before.macs, after.macs))
     latency(pair)
 
 
@@ -111,7 +107,8 @@ def _change(before: float, after: float) -> str:
 def latency(pair: Pair) -> None:
     """Every setting measured, with the ratio's spread, and what it amounts to in words."""
     rows = pair.second.scores.latency
-    st.markdown(f"**{compare.speed_sentence(pair.second.scores, pair.first_scores)}**")
+    against = "" if pair.first is None else "Against the original: "  # every file is timed beside it
+    st.markdown(f"**{against}{compare.speed_sentence(pair.second.scores, pair.first_scores)}**")
     if not rows:
         return
     table = [
@@ -126,7 +123,7 @@ def latency(pair: Pair) -> None:
         for row in rows
     ]
     left, right = st.columns([3, 2], gap="medium")
-    left.dataframe(table, hide_index=True)
+    left.dataframe(table, hide_index=True, alt="Times of the original and the candidate in every setting")
     left.caption("Median time of a whole batch in ONNX Runtime on this machine; original and candidate take turns.")
     with right:
         show(compare_charts.speedups(rows), "speedups")
@@ -151,7 +148,7 @@ def classes(pair: Pair) -> None:
         return
     if len(rows) < len(pair.card.classes):
         st.caption(f"The {len(rows)} classes that changed most, of {len(pair.card.classes)}.")
-    show(compare_charts.per_class(rows), "classes")
+    show(compare_charts.per_class(rows, pair.first_title), "classes")
 
 
 def _low(pair: Pair) -> str:
@@ -193,14 +190,16 @@ def changed(pair: Pair) -> None:
 def layers(pair: Pair) -> None:
     """How far each layer's output is from the original's, and what was left alone and why."""
     if pair.second.layer_error:
-        st.caption("Relative error of each layer's output against the original's, on calibration images.")
+        known, all_layers = len(pair.second.layer_error), len(workspace().profile(pair.model).tunable)
+        left_out = f" {known} of {all_layers} layers: the others have another shape now." if known < all_layers else ""
+        st.caption(f"How far each layer's output is from the original's, on calibration images.{left_out}")
         show(compare_charts.layer_error(pair.second.layer_error), "layers")
     else:
         st.info("No layer's output can be compared: every layer has another shape now.")
     if pair.second.skipped:
         st.markdown("**Left as they are**")
-        rows = [{"Step": s.technique, "Layer": s.layer, "Reason": s.reason} for s in pair.second.skipped]
-        st.dataframe(rows, hide_index=True)
+        rows = [{"Step": CATALOG[s.technique].title, "Layer": s.layer, "Reason": s.reason} for s in pair.second.skipped]
+        st.dataframe(rows, hide_index=True, alt="Layers that a step left alone, and why")
 
 
 def graphs(pair: Pair) -> None:
@@ -215,7 +214,8 @@ def graphs(pair: Pair) -> None:
     left, right = (
         graph_address(file, name) for file, name in zip(pair.files(), ("first.onnx", "second.onnx"), strict=True)
     )
-    node = graph_pair(left, right, focus=focus, sync=sync, key="pair")
+    titles_shown = (pair.first_title, "Candidate")
+    node = graph_pair(left, right, titles_shown, focus=focus, sync=sync, key="pair")
     st.caption(f"Selected: {node}" if node else "Select a node to find it in both graphs.")
 
 

@@ -14,6 +14,7 @@ import streamlit as st
 from app import tables
 from app.figures import show_figure
 from app.netron import LEASES, file_address
+from app.titles import titles
 from core import bundle
 from core.candidate import Candidate
 from core.errors import StudioError
@@ -29,7 +30,7 @@ def choose(found: Mapping[str, Candidate], picked: str | None) -> str:
     """Which candidate to take home."""
     ids = list(found)
     start = ids.index(picked) if picked and picked in found else 0
-    return str(st.selectbox("Candidate", ids, start, format_func=lambda i: found[i].title, key=f"export-{picked}"))
+    return str(st.selectbox("Candidate", ids, start, format_func=titles(found).__getitem__, key=f"export-{picked}"))
 
 
 def summary(made: Candidate) -> None:
@@ -41,8 +42,12 @@ def summary(made: Candidate) -> None:
             show_figure("Accuracy", tables.percent(scores.accuracy.value), badge, tables.interval(scores.accuracy))
         same = tables.interval(scores.agreement)
         show_figure("Agreement", tables.percent(scores.agreement.value), badge, f"with the original; {same}")
+<<<<<<< HEAD
         packed = f"; {tables.size(scores.packed_bytes)} compressed" if scores.packed_bytes else ""
         show_figure("File size", tables.size(scores.size_bytes), "measured", f"model.onnx{packed}")
+=======
+        show_figure("File size", tables.size(scores.size_bytes), "exact", "model.onnx")
+>>>>>>> 69b32fd (Compare names what it compares with; counted numbers say exact; titles that can be told apart; tables fit a phone)
         if speed:
             low, high = tables.times(speed.speedup_low), tables.times(speed.speedup_high)
             detail = f"{tables.milliseconds(speed.latency_ms)}; {low} to {high}"

@@ -10,7 +10,7 @@ from core.layers import Profile
 
 
 def badge(word: str) -> None:
-    """'measured', 'verified' or 'predicted', always in the same colours."""
+    """'exact', 'measured', 'verified' or 'predicted', always in the same colours."""
     colour, icon, help = BADGES[word]
     st.badge(word, color=colour, icon=icon, help=help)  # type: ignore[arg-type]
 
@@ -28,16 +28,16 @@ def show_figures(profile: Profile, scores: Scores | None) -> None:
     with st.grid(5, min_column_width=140):
         _show_accuracy(scores)
         show_figure(
-            "Parameters", count(profile.params), "measured", "counted over all layers", "Numbers the model has learned."
+            "Parameters", count(profile.params), "exact", "counted over all layers", "Numbers the model has learned."
         )
         show_figure(
             "MACs",
             count(profile.macs),
-            "measured",
+            "exact",
             "for one image",
             "Multiply-accumulate operations: one multiplication and one addition count as one MAC.",
         )
-        show_figure("File size", size(profile.file_bytes), "measured", "the ONNX file", "1 MB is 1,000,000 bytes.")
+        show_figure("File size", size(profile.file_bytes), "exact", "the ONNX file", "1 MB is 1,000,000 bytes.")
         if profile.latency_ms is not None:
             show_figure(
                 "Latency",

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from app.titles import titles
 from core import pareto
 from core.candidate import Candidate, Scores
 from core.outlook import Outlook
@@ -137,7 +138,8 @@ class Front:
 def front(candidates: Mapping[str, Candidate], original: Scores, key: str = "macs") -> Front:
     """The original and all candidates as points; agreement with the original stands in where there are no labels."""
     axis, measure = AXES[key], "accuracy" if original.accuracy else "agreement"
-    rows = [(ORIGINAL, "Original", original), *((c.id, c.title, c.scores) for c in candidates.values())]
+    named = titles(candidates)
+    rows = [(ORIGINAL, "Original", original), *((name, named[name], c.scores) for name, c in candidates.items())]
     placed = [(name, title, _position(made, axis), getattr(made, measure), made.verified) for name, title, made in rows]
     known = [(name, title, x, share, ok) for name, title, x, share, ok in placed if x is not None and share is not None]
     best = set(pareto.front(np.array([(x, -share.value) for _, _, x, share, _ in known]).reshape(-1, 2)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+=======
+from app.titles import titles
+>>>>>>> 69b32fd (Compare names what it compares with; counted numbers say exact; titles that can be told apart; tables fit a phone)
 from core.candidate import Candidate, Latency, Scores, Share
 from core.layers import Profile
 
 BADGES = {  # word → (colour, icon, what it says about a number)
     "predicted": ("violet", ":material/insights:", "Estimated from tables; nothing was run."),
-    "measured": ("blue", ":material/straighten:", "Measured on a sample of the images, or counted in the model."),
+    "exact": ("gray", ":material/tag:", "Counted in the model or the file; nothing is estimated."),
+    "measured": ("blue", ":material/straighten:", "Timed on this computer, or measured on a sample of the images."),
     "verified": ("green", ":material/verified:", "Measured on the file you download, with every test image."),
 }
 
@@ -117,14 +122,15 @@ def gains(scores: Scores, original: Scores | None) -> str:
 
 def candidate_rows(candidates: dict[str, Candidate]) -> list[dict[str, object]]:
     """One row per candidate, for the Runs table. Shares are percentages here."""
-    return [_candidate_row(candidate) for candidate in candidates.values()]
+    named = titles(candidates)
+    return [_candidate_row(candidate, named[name]) for name, candidate in candidates.items()]
 
 
-def _candidate_row(candidate: Candidate) -> dict[str, object]:
+def _candidate_row(candidate: Candidate, title: str) -> dict[str, object]:
     scores, latency = candidate.scores, latency_of(candidate.scores)
     return {
         "id": candidate.id,
-        "Recipe": candidate.title,
+        "Recipe": title,
         "Accuracy": None if scores.accuracy is None else 100 * scores.accuracy.value,
         "95 % interval": None if scores.accuracy is None else _range(scores.accuracy),
         "Agreement": 100 * scores.agreement.value,

@@ -20,10 +20,9 @@ st.markdown(
 show_figures(profile, space.baseline(now.model, now.data) if now.data else None)
 
 st.subheader("Where it goes")
-with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-    offered = {q.title: q for q in treemap.quantities(profile)}
-    chosen = st.segmented_control("Area of a rectangle", list(offered), default="Parameters", required=True, key="area")
-    badge("measured")
+offered = {q.title: q for q in treemap.quantities(profile)}
+chosen = st.segmented_control("Area of a rectangle", list(offered), default="Parameters", required=True, key="area")
+badge("measured" if chosen == "Latency" else "exact")
 chart = treemap.treemap(profile, offered[chosen])
 st.plotly_chart(chart.figure, key="treemap", alt=chart.alt, config={"displayModeBar": False})
 st.caption("Each rectangle is a layer, inside the block it belongs to. Click a block to look inside.")

@@ -8,6 +8,8 @@ export default function ({ data, parentElement, setStateValue }) {
   let pair = PAIRS.get(parentElement);
   if (!pair) PAIRS.set(parentElement, (pair = { frames: [...parentElement.querySelectorAll('iframe')], quiet: 0, node: null, timer: 0 }));
   pair.sync = data.sync;
+  parentElement.querySelectorAll('figcaption').forEach((caption, i) => { caption.textContent = data.titles[i]; });
+  pair.frames.forEach((frame, i) => { frame.title = `Graph of ${i ? 'the candidate' : data.titles[0] === 'Original' ? 'the original model' : data.titles[0]}`; });
   pair.emit = (node) => setStateValue('node', node);
   [data.left, data.right].forEach((address, i) => {
     const frame = pair.frames[i];
