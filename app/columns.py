@@ -33,7 +33,7 @@ def candidates(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[str, Any]]:
     number = st.column_config.NumberColumn
     return pd.DataFrame(rows).set_index("id").dropna(axis="columns", how="all"), {
         "id": None,
-        "Recipe": st.column_config.TextColumn("Recipe", pinned=True, width="medium"),
+        "Recipe": st.column_config.TextColumn("Recipe", pinned=True, width=240),
         "Accuracy": number("Accuracy (%)", format="%.2f", help="Top-1 on the test images."),
         "95 % interval": st.column_config.TextColumn("95 % interval (%)"),
         "Agreement": number("Agreement (%)", format="%.2f", help="Images on which it answers as the original does."),

@@ -174,7 +174,7 @@ def _notes(info: Front, right: float) -> list[dict[str, Any]]:
 
 def alt(info: Front) -> str:
     """The chart in sentences."""
-    best, unit = [p for p in info.points if p.best], info.axis.unit
+    best, unit = sorted((p for p in info.points if p.best), key=lambda p: p.x), info.axis.unit
     said = [
         f"{info.measure.capitalize()} against {info.axis.title}.",
         f"On the front: {'; '.join(f'{p.title} {p.x:.4g} {unit}, {p.y:.2f} %' for p in best[:6])}.",

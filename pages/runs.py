@@ -8,6 +8,7 @@ import streamlit as st
 from app import columns, front_view, optimize_view, state, tables
 from app.empty import nothing_yet
 from app.job_card import show_jobs
+from app.titles import titles
 
 TUNE = Path(__file__).with_name("tune.py")
 
@@ -44,7 +45,7 @@ if found and original:
         st.rerun()
     if now.picked in found:
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"Loaded: **{tables.plain(found[now.picked].title)}**", width="content")
+            st.markdown(f"Loaded: **{tables.plain(titles(found)[now.picked])}**", width="content")
             for name, icon in (("tune", "tune"), ("compare", "compare"), ("export", "download")):
                 st.page_link(TUNE.with_name(f"{name}.py"), label=name.capitalize(), icon=f":material/{icon}:")
 elif now.model is None:
