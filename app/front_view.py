@@ -49,9 +49,9 @@ def with_recipe(info: Front, now: State, profile: Profile) -> Front:
     return replace(info, here=here, expected=expected)
 
 
-def draw(info: Front, now: State, found: dict[str, Candidate], key: str) -> None:
-    """The chart. A point that is picked, of a file or of the predicted front, loads its recipe."""
-    chart = pareto(info, picked=now.picked)
+def draw(info: Front, now: State, found: dict[str, Candidate], key: str, *, plans: bool = False) -> None:
+    """The chart. A point that is picked loads its recipe; with `plans`, a point of the predicted front too."""
+    chart = pareto(info, picked=now.picked, plans=plans)
     # the revision is part of the key, so that a pick leaves the chart without a selection that would fire again
     event = st.plotly_chart(
         chart.figure, key=f"{key}-{info.axis.key}-{now.revision}", on_select="rerun", selection_mode="points",
@@ -105,14 +105,14 @@ def promise(guess: Guess | None, unit: str) -> str:
     """What the predicted front has within the limits."""
     if guess is None:
         return ""
-    return f"A plan of {guess.x:.4g} {unit} is {about(guess)}: pick it on the dotted line."
+    return f"A plan of {guess.x:.4g} {unit} is {about(guess)}: pick it on the violet line."
 
 
-def caption(info: Front) -> str:
+def caption(info: Front, *, plans: bool = False) -> str:
     """What the marks mean: only those that are there."""
     said = ["Star: the original."]
     if len(info.points) > 1:
         said.append("Filled: no other file is better in both. Select a point to load its recipe.")
     if info.band:
-        said.append("Violet: predicted, with its 80 % interval; a point of the dotted line loads that plan.")
+        said.append(f"Violet: predicted, with its 80 % interval{'; a dot of it loads that plan' if plans else ''}.")
     return " ".join(said)

@@ -10,6 +10,7 @@ from typing import Any
 from app.charts import GREY, Chart, around, draw, rule, scale, whiskers
 from app.front import ORIGINAL, Front, Guess, Limits, Point
 
+MEASURED = "#4c6ef5"  # the first colour of the theme's palette
 PREDICTED = "#845ef7"  # the violet of the badge "predicted", on both themes
 BAND = "rgba(132,94,247,0.20)"
 BEYOND = "rgba(128,128,128,0.14)"
@@ -18,20 +19,19 @@ HEIGHT = 320
 DEEP = 20.0  # points of percent below the original that the predicted front is followed, at most
 
 
-def pareto(info: Front, *, picked: str | None = None) -> Chart:
-    """Accuracy against cost."""
+def pareto(info: Front, *, picked: str | None = None, plans: bool = False) -> Chart:
+    """Accuracy against cost. With `plans` the points of the predicted front can be picked: they take time to draw."""
     best = sorted((p for p in info.points if p.best), key=lambda p: (p.x, p.y))
     line = {
         "x": [p.x for p in best],
         "y": [p.y for p in best],
         "mode": "lines",
         "line": {"color": GREY, "width": 1.5, "shape": "hv"},
-        "zorder": -1,  # beneath the dots, which come first so as to take the palette's first colour
         "hoverinfo": "skip",
     }
     right, (bottom, top) = _right(info), _limits_of_y(info)
     figure = draw(
-        [_dots(info, picked), line, *_bands(info), *_expected(info), *_ring(info.allowed)],
+        [*_bands(info, plans), line, *_ring(info.allowed), _dots(info, picked), *_expected(info)],  # the last is on top
         HEIGHT,
         xaxis=scale(f"{info.axis.title}, {info.axis.unit}", [0, right]),
         yaxis=scale(f"{info.measure.capitalize()}, %", (bottom, top)),
@@ -66,6 +66,7 @@ def _dots(info: Front, picked: str | None) -> dict[str, Any]:
         "marker": {
             "size": [15 if p.id and p.id == picked else 10 for p in points],
             "symbol": [_symbol(p) for p in points],
+            "color": MEASURED,
         },
         "customdata": [[p.id, "verified" if p.verified else "measured"] for p in points],
         "text": [p.title for p in points],
@@ -80,7 +81,7 @@ def _symbol(point: Point) -> str:
     return shape if point.best or point.id == ORIGINAL else f"{shape}-open"
 
 
-def _bands(info: Front) -> list[dict[str, Any]]:
+def _bands(info: Front, plans: bool) -> list[dict[str, Any]]:
     """The predicted front with its interval; grey where nothing alike was ever measured."""
     if not info.band:
         return []
@@ -89,13 +90,12 @@ def _bands(info: Front) -> list[dict[str, Any]]:
     fills = [(far, BEYOND), (known, BAND)]
     line = {
         **_hover(info, info.band),
-        "mode": "lines+markers",
+        "mode": "lines+markers" if plans else "lines",
         "line": {"color": PREDICTED, "width": 1.5, "dash": "dot"},
         "marker": {"size": 5, "color": PREDICTED},
         "unselected": {"marker": {"opacity": 1}},
-        "zorder": -2,
     }
-    return [line, *(_fill(part, colour) for part, colour in fills if len(part) > 1)]
+    return [*(_fill(part, colour) for part, colour in fills if len(part) > 1), line]
 
 
 def _fill(part: Sequence[Guess], colour: str) -> dict[str, Any]:
@@ -106,7 +106,6 @@ def _fill(part: Sequence[Guess], colour: str) -> dict[str, Any]:
         "fill": "toself",
         "fillcolor": colour,
         "hoverinfo": "skip",
-        "zorder": -3,
     }
 
 
@@ -119,7 +118,7 @@ def _expected(info: Front) -> list[dict[str, Any]]:
     marker = {"size": 12, "symbol": "diamond", "color": colour, "line": {"width": 1.5, "color": "white"}}
     bars = {**whiskers([guess.y], [guess.low], [guess.high]), "color": colour}
     more = {"error_y": bars, "mode": "markers", "marker": marker, "unselected": {"marker": {"opacity": 1}}}
-    return [{**_hover(info, [guess]), **more, "zorder": 1}]
+    return [{**_hover(info, [guess]), **more}]
 
 
 def _hover(info: Front, rows: Sequence[Guess]) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def _ring(point: Point | None) -> list[dict[str, Any]]:
     if point is None:
         return []
     marker = {"size": 22, "symbol": "circle-open", "color": "#12b886", "line": {"width": 2.5}}
-    return [{"x": [point.x], "y": [point.y], "mode": "markers", "marker": marker, "hoverinfo": "skip", "zorder": -1}]
+    return [{"x": [point.x], "y": [point.y], "mode": "markers", "marker": marker, "hoverinfo": "skip"}]
 
 
 def _forbidden(limits: Limits, right: float, bottom: float, top: float) -> list[dict[str, Any]]:

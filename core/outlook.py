@@ -32,7 +32,7 @@ SEARCHES = {  # axis → what is spent, and the levels it is spent on
     "latency": ("latency_ms", {"prune_channels": WIDTHS, "quantize": (8.0,)}),
 }
 COUNT = 96  # plans asked of the solver
-STEPS = 24  # a front is thinned to moves of at least one part in so many, of its cost or of its accuracy
+STEPS = 16  # a front is thinned to moves of at least one part in so many, of its cost or of its accuracy
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ if found and original:
         info = front_view.gather(now, axis, found, original)
         front_view.badges(info, original)
     info = replace(info, limits=front_view.ask_limits(axis, info.measure))
-    front_view.draw(info, now, found, "runs-front")
-    st.caption(front_view.caption(info))
+    front_view.draw(info, now, found, "runs-front", plans=True)
+    st.caption(front_view.caption(info, plans=True))
     front_view.tell(info, now, found)
     frame, settings = columns.candidates(tables.candidate_rows(found))
     rows = st.dataframe(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.charts import Chart
 from app.front import AXES, Front, Guess, Limits, front, guess_of, guesses
 from app.pareto_chart import pareto
 from core.candidate import Candidate, Latency, Scores, Share
@@ -129,9 +130,13 @@ def traces(figure: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in figure["data"] if all(row.get(key) == value for key, value in wanted.items())]
 
 
+def dots_of(drawn: Chart) -> dict[str, Any]:
+    return next(row for row in drawn.figure["data"] if "text" in row)
+
+
 def test_the_chart_marks_here_and_says_the_front() -> None:
     drawn = pareto(replace(front(FOUND, ORIGINAL), here=1.5), picked="c")
-    layout, dots = drawn.figure["layout"], drawn.figure["data"][0]
+    layout, dots = drawn.figure["layout"], dots_of(drawn)
     notes = {note["text"]: note["x"] for note in layout["annotations"]}
     assert layout["shapes"][0]["x0"] == notes["this recipe"] == 1.5
     assert notes["knee"] == 2.0
@@ -149,7 +154,7 @@ def test_the_chart_marks_here_and_says_the_front() -> None:
 
 def test_the_band_is_violet_where_it_is_known_and_grey_beyond() -> None:
     info = replace(front(FOUND, ORIGINAL), band=BAND, here=2.0, expected=replace(BAND[2], id="here"))
-    drawn = pareto(info)
+    drawn = pareto(info, plans=True)
     far, known = traces(drawn.figure, fill="toself")
     assert far["x"] == [0.5, 1.0, 1.0, 0.5]  # up to where the known part begins
     assert far["y"] == [80.0, 86.0, 78.0, 20.0]
@@ -158,6 +163,7 @@ def test_the_band_is_violet_where_it_is_known_and_grey_beyond() -> None:
     assert far["fillcolor"] != known["fillcolor"]
     (line,) = traces(drawn.figure, mode="lines+markers")
     assert [row[0] for row in line["customdata"]] == ["plan-0", "plan-1", "plan-2", "plan-3"]
+    assert not traces(pareto(info).figure, mode="lines+markers")  # a light one where it follows the sliders
     assert "This recipe: 2 million, predicted 92.00 % (90.0 to 94.0)." in drawn.alt
     assert "from predicted 82.00 % (78.0 to 86.0) at 1 million to predicted 95.00 %" in drawn.alt
     bottom, top = drawn.figure["layout"]["yaxis"]["range"]
@@ -180,6 +186,6 @@ def test_what_is_not_allowed_is_shaded_and_the_best_of_the_rest_ringed() -> None
 
 def test_a_file_scored_on_a_sample_looks_different() -> None:
     found = {"a": candidate("a", replace(FOUND["a"].scores, verified=False))}
-    dots = pareto(front(found, ORIGINAL)).figure["data"][0]
+    dots = dots_of(pareto(front(found, ORIGINAL)))
     assert dots["marker"]["symbol"] == ["star", "diamond"]
     assert [row[1] for row in dots["customdata"]] == ["verified", "measured"]

@@ -115,8 +115,8 @@ function layerRow(table, row, data) {
   const name = el('th', { scope: 'row', role: 'rowheader', class: 'name' }, el('span', { class: 'text', title: row.layer }, row.layer), r.info);
   if (row.reason) name.append(el('span', { class: 'note' }, row.reason));
   else if (row.tied) name.append(el('span', { class: 'note tied', title: row.tied }, `moves with ${row.tied}`));
-  r.more = el('tr', { class: 'more', role: 'row', hidden: true }, cell('', ...row.about.map((line) => el('div', {}, line)), ...(row.why ? [whyFigure(row.why)] : [])));
-  r.info.onclick = () => { r.more.hidden = !r.more.hidden; r.info.setAttribute('aria-expanded', String(!r.more.hidden)); };
+  r.more = el('tr', { class: 'more', role: 'row', hidden: true }, cell('', ...row.about.map((line) => el('div', {}, line))));
+  r.info.onclick = () => { if (row.why && !r.drawn) r.more.lastChild.append(r.drawn = whyFigure(row.why)); r.more.hidden = !r.more.hidden; r.info.setAttribute('aria-expanded', String(!r.more.hidden)); };
   const bars = ['params', 'macs'].map((key) => { r.left[key] = el('i'); return el('span', { class: `bar ${key}`, style: `width:${100 * row.share[key]}%` }, r.left[key]); });
   r.node = el('tr', { role: 'row', class: row.reason ? 'kept' : '' }, name, cell('share', ...bars));
   if (!dial) return r.node.append(r.width), r;
