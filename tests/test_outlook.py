@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from core.errors import RecipeError
 from core.forecast import Forecast, Point, Prediction
 from core.latency_table import LatencyTable, Operator
 from core.layers import Profile
@@ -65,15 +66,17 @@ def test_latency_is_a_share_of_the_originals() -> None:
     assert cost_on(RESNET, INT8, "latency", table) == pytest.approx(1 / 3)
     assert cost_on(RESNET, Recipe(), "latency", table) == 1.0
     assert cost_on(RESNET, INT8, "latency") is None
-    assert cost_on(RESNET, Recipe((Step("quantize_weights"),)), "latency", table) is None  # has no plan
     last = front(make_forecast(), "latency", latency=table)[-1]
     assert (last.cost, last.prediction.value) == (1.0, 0.9)
 
 
-def test_a_recipe_without_a_forecast_says_why() -> None:
-    found = expect(make_forecast(), Recipe((Step("quantize_weights"),)))
-    assert found.value is None
-    assert "has no forecast" in found.reason
+def test_a_recipe_without_a_forecast_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Forecast, recipe: Recipe) -> Prediction:
+        raise RecipeError("Melt has no forecast.")
+
+    monkeypatch.setattr(Forecast, "predict", refuse)
+    found = expect(make_forecast(), INT8)
+    assert (found.value, found.reason) == (None, "Melt has no forecast.")
 
 
 @pytest.mark.parametrize("axis", ["macs", "params", "size_bytes"])
