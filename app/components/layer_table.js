@@ -2,7 +2,6 @@
 // hears about it on release, with the revision of the data the edit was made against.
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
-const BITS = { 4: '4-bit', 8: 'int8', 16: 'float16' };
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
 
 const el = (tag, attributes = {}, ...children) => {
@@ -41,6 +40,7 @@ const valueAt = (dial, text) => (dial.choices ? dial.choices[+text] : +(+text).t
 const words = (dial, value) => (dial.choices ? dial.words[value] ?? String(value) : dial.unit === '%' ? `${Math.round(100 * value)} %` : `${value} ${dial.unit}`);
 const valueOf = (table, row) => dialFor(table.own, row.key, table.value);
 
+const BITS = { 4: '4-bit', 8: 'int8', 16: 'float16' };
 // What becomes of a layer: its width, its rank where it is split, its bits and zeros.
 function result(row, cost) {
   const [into, out] = row.widths, [first, ...rest] = cost.widths, last = rest.pop(), parts = [];
