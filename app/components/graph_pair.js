@@ -8,8 +8,6 @@ export default function ({ data, parentElement, setStateValue }) {
   let pair = PAIRS.get(parentElement);
   if (!pair) PAIRS.set(parentElement, (pair = { frames: [...parentElement.querySelectorAll('iframe')], quiet: 0, node: null, timer: 0 }));
   pair.sync = data.sync;
-  parentElement.querySelectorAll('figcaption').forEach((caption, i) => { caption.textContent = data.titles[i]; });
-  pair.frames.forEach((frame, i) => { frame.title = `Graph of ${i ? 'the candidate' : data.titles[0] === 'Original' ? 'the original model' : data.titles[0]}`; });
   pair.emit = (node) => setStateValue('node', node);
   [data.left, data.right].forEach((address, i) => {
     const frame = pair.frames[i];
@@ -18,6 +16,8 @@ export default function ({ data, parentElement, setStateValue }) {
     frame.src = address;
     attach(pair, frame, pair.frames[1 - i], address);
   });
+  const [first] = parentElement.querySelectorAll('figcaption');
+  if (first.textContent !== data.titles[0]) first.textContent = data.titles[0];
   if (pair.focus !== data.focus) {
     pair.focus = data.focus;
     pair.frames.forEach((frame) => select(pair, frame, data.focus));
