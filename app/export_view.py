@@ -42,12 +42,8 @@ def summary(made: Candidate) -> None:
             show_figure("Accuracy", tables.percent(scores.accuracy.value), badge, tables.interval(scores.accuracy))
         same = tables.interval(scores.agreement)
         show_figure("Agreement", tables.percent(scores.agreement.value), badge, f"with the original; {same}")
-<<<<<<< HEAD
         packed = f"; {tables.size(scores.packed_bytes)} compressed" if scores.packed_bytes else ""
-        show_figure("File size", tables.size(scores.size_bytes), "measured", f"model.onnx{packed}")
-=======
-        show_figure("File size", tables.size(scores.size_bytes), "exact", "model.onnx")
->>>>>>> 69b32fd (Compare names what it compares with; counted numbers say exact; titles that can be told apart; tables fit a phone)
+        show_figure("File size", tables.size(scores.size_bytes), "exact", f"model.onnx{packed}")
         if speed:
             low, high = tables.times(speed.speedup_low), tables.times(speed.speedup_high)
             detail = f"{tables.milliseconds(speed.latency_ms)}; {low} to {high}"

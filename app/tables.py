@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-=======
 from app.titles import titles
->>>>>>> 69b32fd (Compare names what it compares with; counted numbers say exact; titles that can be told apart; tables fit a phone)
 from core.candidate import Candidate, Latency, Scores, Share
 from core.layers import Profile
 
