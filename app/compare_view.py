@@ -214,8 +214,7 @@ def graphs(pair: Pair) -> None:
     left, right = (
         graph_address(file, name) for file, name in zip(pair.files(), ("first.onnx", "second.onnx"), strict=True)
     )
-    titles_shown = (pair.first_title, "Candidate")
-    node = graph_pair(left, right, titles_shown, focus=focus, sync=sync, key="pair")
+    node = graph_pair(left, right, focus=focus, sync=sync, key="pair")
     st.caption(f"Selected: {node}" if node else "Select a node to find it in both graphs.")
 
 

@@ -16,8 +16,6 @@ export default function ({ data, parentElement, setStateValue }) {
     frame.src = address;
     attach(pair, frame, pair.frames[1 - i], address);
   });
-  const [first] = parentElement.querySelectorAll('figcaption');
-  if (first.textContent !== data.titles[0]) first.textContent = data.titles[0];
   if (pair.focus !== data.focus) {
     pair.focus = data.focus;
     pair.frames.forEach((frame) => select(pair, frame, data.focus));

@@ -9,7 +9,7 @@ import streamlit as st
 HERE = Path(__file__).parent
 HTML = """
 <div class="pair">
-  <figure><figcaption>Original</figcaption><iframe title="Graph of the original model"></iframe></figure>
+  <figure><figcaption>Against</figcaption><iframe title="Graph of the original model"></iframe></figure>
   <figure><figcaption>Candidate</figcaption><iframe title="Graph of the candidate"></iframe></figure>
 </div>
 """
@@ -21,13 +21,11 @@ _PAIR = st.components.v2.component(
 )
 
 
-def graph_pair(
-    left: str, right: str, titles: tuple[str, str], *, focus: str | None, sync: bool, key: str
-) -> str | None:
-    """Show two addresses from `app.netron.graph_address` under their titles. Returns the name of the selected node.
+def graph_pair(left: str, right: str, *, focus: str | None, sync: bool, key: str) -> str | None:
+    """Show two addresses from `app.netron.graph_address`. Returns the name of the selected node.
 
     `focus` selects a layer in both; `sync` keeps selection and scrolling together.
     """
-    data = {"left": left, "right": right, "titles": titles, "focus": focus, "sync": sync}
+    data = {"left": left, "right": right, "focus": focus, "sync": sync}
     result = _PAIR(key=key, data=data, default={"node": None}, on_node_change=lambda: None)
     return str(result.node) if result.node else None
