@@ -116,7 +116,7 @@ CATALOG: dict[str, Technique] = {
             32,
             ("calibration",),
             lambda o: f"Weights {o.bits} bits",
-            "Stores weights in 4 or 8 bits and computes in float: a much smaller file, not a faster model.",
+            "Stores weights in 3 to 8 bits and computes in float: a much smaller file, not a faster model.",
             "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023",
         ),
     )

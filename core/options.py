@@ -101,7 +101,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class QuantizeWeights:
-    bits: int = option(4, "Bits of a weight in the file. 32: leave in float.", choices=(4, 8, 32), unit="bits")
+    bits: int = option(4, "Bits of a weight in the file. 32: leave in float.", choices=(3, 4, 5, 6, 8, 32), unit="bits")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class _Network:
         self.groups: dict[str, Group] = {group.name: group for group in profile.groups}
         self.width: dict[str, int] = {group.name: group.channels for group in profile.groups}
         self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
-        self.bits: dict[str, int] = {}  # layer or factor → 4, 8 or 16 where not 32
+        self.bits: dict[str, int] = {}  # layer or factor → 3 to 8 or 16 where not 32
         self.notes: dict[str, str] = {}
         self.exact = True
 
@@ -118,7 +118,8 @@ class _Network:
         """Integer weights come with a float scale for each channel; biases and norms take four bytes all the same."""
         bits = self.bits.get(layer.name, 32)
         if bits <= 8 and size.weights:
-            return -(-size.weights * bits // 8) + 4 * (size.params - size.weights) + 4 * size.out
+            packed = -(-size.weights * bits // 8) if bits in (4, 8) else bits * -(-size.weights // 8)  # types or planes
+            return packed + 4 * (size.params - size.weights) + 4 * size.out
         return 2 * size.params if bits == 16 else 4 * size.params
 
     def cost(self, name: str) -> LayerCost:
