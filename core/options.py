@@ -97,6 +97,11 @@ class Quantize:
         "8 bits, or 7 where the processor's 8-bit sums would overflow (AVX2 without VNNI).",
         choices=("auto", "8", "7"),
     )
+    nodes: str = option(
+        "auto",
+        "auto: the first layers compute in float where that is measured to be faster, as with Swish. all: none does.",
+        choices=("auto", "all"),
+    )
 
 
 @dataclass(frozen=True)
