@@ -102,7 +102,7 @@ CATALOG: dict[str, Technique] = {
             32,
             ("calibration",),
             lambda o: {"int8": "Quantize int8", "int8_dynamic": "Quantize int8 (dynamic)"}.get(o.mode, "Float16"),
-            "Stores and computes with 8-bit integers instead of 32-bit floats; first layers compute in float if faster.",
+            "Stores and computes with 8-bit integers; the first layers compute in float where that is faster.",
             "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
             "Jacob et al. 2018",
         ),

@@ -86,7 +86,9 @@ class Quantize:
         choices=("int8", "int8_dynamic", "float16"),
     )
     calibration: str = option(
-        "minmax", "How the range of activations is found.", choices=("minmax", "percentile", "entropy")
+        "minmax",
+        "How the range of activations is found. auto: minmax or percentile, by agreement on validation images.",
+        choices=("auto", "minmax", "percentile", "entropy"),
     )
     images: int = option(256, "Calibration images used.", low=16, high=512, step=16, unit="images")
     activations: str = option(
