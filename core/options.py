@@ -90,6 +90,9 @@ class Quantize:
         "How the range of activations is found. auto: minmax or percentile, by agreement on validation images.",
         choices=("auto", "minmax", "percentile", "entropy"),
     )
+    equalize: bool = option(
+        True, "Give the channels of a layer similar ranges first; kept only if agreement on validation images rises."
+    )
     images: int = option(256, "Calibration images used.", low=16, high=512, step=16, unit="images")
     activations: str = option(
         "uint8", "Type of activations; int8 is much slower on x86 processors.", choices=("uint8", "int8")

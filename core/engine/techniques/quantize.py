@@ -29,7 +29,7 @@ from core.engine import runtime
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
 from core.engine.fastest import first_integer_layer, is_mixed
-from core.engine.formats import onnx_int8, onnx_rewrites
+from core.engine.formats import onnx_equalize, onnx_int8, onnx_rewrites
 from core.engine.formats.onnx_int8 import Calibrated
 from core.engine.progress import stages
 from core.errors import DataError
@@ -38,6 +38,7 @@ from core.options import Quantize
 
 AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was never better
 VALIDATED = 512  # validation images, at most
+EQUALIZED = 64  # calibration images that show the ranges of channels
 Inputs = NDArray[np.float32]  # (n, c, h, w)
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -130,22 +131,34 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
 def _calibrate(
     model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], context: Context, report: Report
 ) -> Calibrated:
-    """Ranges by the method asked for, or by the one whose file agrees most with `model` on the validation images."""
-    seen = to_input(context.validation.x[:VALIDATED], context.card)
-    methods = [options.calibration] if options.calibration != "auto" else AUTO if len(seen) else AUTO[:1]
-    found = [
-        onnx_int8.calibrate(model, x, m, r) for m, r in zip(methods, stages(report, [1.0] * len(methods)), strict=True)
-    ]
+    """Of the ways that the options leave open, the one whose file agrees most with `model` on validation images."""
+    known = len(context.validation) > 0
+    methods = [options.calibration] if options.calibration != "auto" else AUTO if known else AUTO[:1]
+    sources = [model]
+    if options.equalize and known:
+        even = onnx.ModelProto()
+        even.CopyFrom(model)
+        sources += [even] if onnx_equalize.equalize(even, x[:EQUALIZED], chosen) else []
+    ways = [(source, method) for source in sources for method in methods]
+    parts = stages(report, [1.0] * len(ways))
+    found = [onnx_int8.calibrate(source, x, method, part) for (source, method), part in zip(ways, parts, strict=True)]
     if len(found) == 1:
         return found[0]
-    expected = runtime.run(runtime.open_file(model.SerializeToString()), seen)
+    expected = _answers(model, context)
 
-    def quality(calibrated: Calibrated) -> tuple[float, float]:
+    def agreement(calibrated: Calibrated) -> float:
         file = onnx_int8.write(calibrated, _left(model, chosen), options.activations, weight_bits(options))
-        logits = runtime.run(runtime.open_file(file.SerializeToString()), seen)
-        return float((logits.argmax(1) == expected.argmax(1)).mean()), -float(np.square(logits - expected).mean())
+        return float((_answers(file, context) == expected).mean())
 
-    return max(found, key=quality)
+    return max(found, key=agreement)  # the first of equals: nothing is done that does not help
+
+
+def _answers(model: ModelProto, context: Context) -> NDArray[np.int64]:
+    """The largest logit of every validation image, a batch at a time so that memory stays small."""
+    session, x = runtime.open_file(model.SerializeToString()), context.validation.x[:VALIDATED]
+    starts = range(0, len(x), onnx_int8.BATCH)
+    batches = (to_input(x[start : start + onnx_int8.BATCH], context.card) for start in starts)
+    return np.concatenate([runtime.run(session, batch).argmax(1) for batch in batches])
 
 
 def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
