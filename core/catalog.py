@@ -100,7 +100,7 @@ CATALOG: dict[str, Technique] = {
             "file",
             "bits",
             32,
-            ("calibration",),
+            ("calibration", "validation"),
             lambda o: {"int8": "Quantize int8", "int8_dynamic": "Quantize int8 (dynamic)"}.get(o.mode, "Float16"),
             "Stores and computes with 8-bit integers; the first layers compute in float where that is faster.",
             "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
