@@ -15,6 +15,12 @@ def badge(word: str) -> None:
     st.badge(word, color=colour, icon=icon, help=help)  # type: ignore[arg-type]
 
 
+def inline_badge(word: str) -> str:
+    """The same within a line of Markdown."""
+    colour, icon, _ = BADGES[word]
+    return f":{colour}-badge[{icon} {word}]"
+
+
 def show_figure(label: str, value: str, word: str, detail: str, help: str = "") -> None:
     """One card. `detail` says what the number is of; `help` explains the term."""
     with st.container(border=True, height="stretch", gap="small"):

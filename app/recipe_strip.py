@@ -12,7 +12,6 @@ import streamlit as st
 from app import front_view, layer_rows, tables
 from app.state import State, jobs, workspace
 from app.tune_view import change
-from core.catalog import CATALOG
 from core.errors import RecipeError
 from core.jobs import Job
 from core.layers import Profile
@@ -87,7 +86,7 @@ def _step(now: State, at: int) -> None:
     """One row: what the step does, and the buttons that move it, switch it and take it out."""
     step = now.recipe.steps[at]
     own = f" · {len(step.layers)} set by hand" if step.layers else ""
-    text = f"{at + 1}\\. {CATALOG[step.technique].summary(step.record)}{own}"
+    text = f"{at + 1}\\. {step.title}{own}"
     with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="xsmall", key=f"step-{at}"):
         st.markdown(text if step.enabled else f"~~{text}~~", width="stretch")
         _icon("Move up", ":material/arrow_upward:", partial(_move, now, at, -1), at, why=_order(now.recipe, at, -1))
@@ -173,7 +172,8 @@ def chart(now: State, profile: Profile) -> None:
 
 def followed(now: State) -> Job | None:
     """The run of this model to show: a live one, the first in line before others, or one that ended just now."""
-    runs = [job for job in jobs().list() if job.kind == "run" and job.params.get("model") == now.model]
+    kinds = ("run", "sensitivity")
+    runs = [job for job in jobs().list() if job.kind in kinds and job.params.get("model") == now.model]
     live = [job for job in runs if job.live]
     recent = [job for job in runs if job.ended and time.time() - job.ended < SHOWN_FOR]
     return next(iter(live[::-1] or recent), None)
@@ -189,8 +189,9 @@ def progress(now: State, job: Job) -> None:
             st.button("Cancel", icon=":material/stop:", key="cancel", on_click=jobs().cancel, args=(job.id,))
         elif job.status == "done":
             st.markdown(f":green-badge[:material/check: Done] {title}", width="stretch")
-            if st.button("Compare", icon=":material/compare:", key="compare"):
-                now.picked = str((job.result or {})["candidate"])
+            made = (job.result or {}).get("candidate")
+            if made and st.button("Compare", icon=":material/compare:", key="compare"):
+                now.picked = str(made)
                 st.switch_page("../pages/compare.py")
         else:
             st.markdown(

@@ -7,14 +7,17 @@ It is kept beside the widgets, not in them, so it survives a change of page; wha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import streamlit as st
 
+from core.budget import Offer
 from core.candidate import Candidate
 from core.errors import StudioError
 from core.jobs import Job, JobStore
 from core.recipe import Recipe
+from core.sensitivity_table import Key
 from core.workspace import Workspace
 
 KEY = "studio"
@@ -41,6 +44,9 @@ class State:
     base: str = ""  # path prefix of the studio's own addresses, as the browser sees them
     revision: int = 0  # grows when the page, not the layer table, changed the recipe
     histories: dict[str, History] = field(default_factory=dict)
+    held: dict[str, frozenset[Key]] = field(default_factory=dict)  # model → sliders that a budget leaves alone
+    budgets: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)  # slider → percent, what may change
+    offers: tuple[Offer, ...] = ()  # what the last budget can buy
     seen: dict[str, str] = field(default_factory=dict)  # job → status when last shown
     uploads: int = 0  # grows when the upload forms are to be emptied
     notice: str = ""  # one sentence to show at the top of the next page, then forgotten
@@ -56,6 +62,15 @@ class State:
     @property
     def recipe(self) -> Recipe:
         return self.history.recipe
+
+    @property
+    def locks(self) -> frozenset[Key]:
+        return self.held.get(self.model or "", frozenset())
+
+    def lock(self, technique: str, names: Collection[str]) -> None:
+        """Hold these layers' or groups' settings of one technique, and none of its others."""
+        others = {key for key in self.locks if key[1] != technique}
+        self.held[self.model or ""] = frozenset(others | {(name, technique) for name in names})
 
     def change(self, recipe: Recipe, *, from_table: bool = False) -> None:
         """Make `recipe` the current one. An edit that came from the layer table is not pushed back into it."""

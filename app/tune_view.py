@@ -11,10 +11,13 @@ import streamlit as st
 from app import forms, layer_rows
 from app.components.layer_table import Edit, layer_table
 from app.layer_rows import Place
+from app.sensitivity_rows import loss_data
 from app.state import State
 from core.catalog import CATALOG, option_fields
 from core.errors import RecipeError
+from core.forecast import Forecast
 from core.layers import Profile
+from core.plan import measured_as
 from core.recipe import Recipe, Step
 
 TABS = ("Prune", "Factorize", "Quantize", "Distill")  # in the order a person works; the catalog says what each holds
@@ -47,22 +50,29 @@ def switch(now: State, place: Place) -> None:
     """The step's on/off switch beside what the technique does."""
     entry = CATALOG[place.technique]
     on = place.present and now.recipe.steps[place.at].enabled
-
-    def flip() -> None:
-        step = replace(now.recipe.steps[place.at], enabled=not on) if place.present else Step(entry.key)
-        change(now, lambda: layer_rows.put(now.recipe, place, step))
-
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         # the key holds all that may change the switch from elsewhere, so that it never shows an old state
         key = f"use-{entry.key}-{place.at}-{now.revision}-{on}"
-        st.toggle(entry.title, on, key=key, on_change=flip, width="content", help=f"Paper: {entry.paper}")
+        wanted = st.toggle(entry.title, on, key=key, width="content", help=f"Paper: {entry.paper}")
         st.caption(entry.help)
+    if wanted == on:  # compared here: a callback may be called for a widget that nobody touched
+        return
+    before, step = now.recipe, replace(now.recipe.steps[place.at], enabled=wanted) if place.present else Step(entry.key)
+    change(now, lambda: layer_rows.put(before, place, step))
+    now.revision += now.recipe == before  # where it was refused, the switch goes back
+    st.rerun()  # with a switch of the new revision
 
 
-def table(now: State, profile: Profile, place: Place) -> None:
-    """The layer table; an edit made there becomes the recipe."""
+def table(now: State, profile: Profile, place: Place, known: Forecast | None = None) -> None:
+    """The layer table; an edit made there becomes the recipe. With a forecast, rows show what they cost and lock."""
     data = layer_rows.table_data(profile, now.recipe, place, now.model or "")
-    edit = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
+    technique = measured_as(place.technique)
+    if known is not None:
+        locked = [name for name, kind in now.locks if kind == technique]
+        data |= {"loss": loss_data(known, CATALOG[place.technique]), "locked": locked}
+    edit, locked_now = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
+    if locked_now is not None:
+        now.lock(technique, locked_now)
     if edit is None or data["dial"] is None:
         return
     if apply(now, place, edit) and not data["active"]:

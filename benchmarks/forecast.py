@@ -20,9 +20,9 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.subjects import Subject, open_subject
-from core.choices import plan_rows
 from core.engine.calibrate import COUNT, RANGE, answers, calibrate, measure_plan, random_plan
 from core.forecast import NEAR, Forecast, Point, sum_kl
+from core.plan import plan_rows
 from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,4 +1,4 @@
-"""Tune in Chromium: from a slider's movement to its repaint, and from its release to the redrawn chart.
+"""Tune in Chromium, with a forecast: from a slider's move to its repaint, and from its release to the redrawn chart.
 
     python -m benchmarks.tune_latency [layers] [releases]
 
@@ -18,6 +18,7 @@ import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser.conftest import FLAGS, chromium_path, running_studio
+from tests.forecasts import write_forecast
 from tests.profiles import resnet
 from tests.workspaces import write_workspace
 
@@ -90,7 +91,8 @@ def main() -> None:
     releases = int(sys.argv[2]) if len(sys.argv) > 2 else 25
     profile = resnet(max(1, round((layers - 2) / 6)))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        write_workspace(Path(folder), profile, ("recipe: 1\nsteps:\n- quantize: {}\n",))
+        space = write_workspace(Path(folder), profile, ("recipe: 1\nsteps:\n- quantize: {}\n",))
+        write_forecast(space, profile)
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         with running_studio(Path(folder)) as address:
             found = measure(browser.new_page(viewport={"width": 1280, "height": 900}), address, releases)

@@ -51,18 +51,6 @@ class Allocation:
     costs: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Card:
-    """A change of one item that buys accuracy at the best price: 'keep layer3.1.conv2 in float'."""
-
-    name: str
-    technique: str
-    level: float  # the new one
-    before: float
-    loss: float  # change of the summed loss, negative
-    costs: tuple[float, ...]  # change of each cost
-
-
 def lock(items: Sequence[Item], levels: Mapping[tuple[str, str], float]) -> list[Item]:
     """The items, those named in `levels` held at theirs."""
     return [x.only(levels[x.name, x.technique]) if (x.name, x.technique) in levels else x for x in items]
@@ -158,25 +146,23 @@ def _priced_cost(losses: Array, costs: Array, price: float) -> float:
 def _by_price(losses: Sequence[Array], costs: Sequence[Array], prices: Array, budget: float) -> tuple[list[int], float]:
     """A good plan to beat: the best priced one within the budget, then single swaps while there is room."""
     found: tuple[list[int], float] | None = None
+    loss, cost = _padded(losses), _padded(costs)
+    rows = np.arange(len(loss))
     for price in prices:
-        choice = [int(np.lexsort((b, a + price * b))[0]) for a, b in zip(losses, costs, strict=True)]
-        room = budget - sum(float(b[j]) for b, j in zip(costs, choice, strict=True))
-        if room < 0:
-            continue
-        while True:
-            gains = [
-                (float(losses[i][j] - losses[i][n]), i, n)
-                for i, j in enumerate(choice)
-                for n in np.flatnonzero((costs[i] - costs[i][j] <= room) & (losses[i] < losses[i][j]))
-            ]
-            if not gains:
+        priced = loss + price * np.where(np.isinf(cost), 0.0, cost)
+        choice = np.where(priced == priced.min(1, keepdims=True), cost, np.inf).argmin(1)
+        room = budget - cost[rows, choice].sum()
+        while room >= 0:
+            extra = cost - cost[rows, choice][:, None]
+            gain = np.where(extra <= room, loss[rows, choice][:, None] - loss, 0.0)
+            i, n = np.unravel_index(gain.argmax(), gain.shape)
+            if gain[i, n] <= 0:
                 break
-            _, i, n = max(gains)
-            room -= float(costs[i][n] - costs[i][choice[i]])
-            choice[i] = int(n)
-        loss = sum(float(a[j]) for a, j in zip(losses, choice, strict=True))
-        if found is None or loss < found[1]:
-            found = choice, loss
+            room -= extra[i, n]
+            choice[i] = n
+        total = float(loss[rows, choice].sum())
+        if room >= 0 and (found is None or total < found[1]):
+            found = choice.tolist(), total
     return found or ([int(b.argmin()) for b in costs], np.inf)
 
 
@@ -206,19 +192,3 @@ def front(items: Sequence[Item], kind: int = 0, cells: int = GRID, count: int = 
     order = order[falling]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
     return [_gather(items, choices[row]) for row in chosen]
-
-
-def cards(items: Sequence[Item], allocation: Allocation, kind: int = 0, count: int = 3) -> list[Card]:
-    """The single changes that lower the loss most for each unit of cost `kind`; free ones first."""
-    found = []
-    for x in items:
-        j = x.levels.index(allocation.levels[x.name, x.technique])
-        for n in range(len(x.levels)):
-            loss = x.losses[n] - x.losses[j]
-            change = tuple(a - b for a, b in zip(x.costs[n], x.costs[j], strict=True))
-            if loss < 0:
-                found.append(Card(x.name, x.technique, x.levels[n], x.levels[j], loss, change))
-    best: dict[str, Card] = {}
-    for card in sorted(found, key=lambda c: -c.loss / c.costs[kind] if c.costs[kind] > 0 else np.inf, reverse=True):
-        best.setdefault(card.name, card)
-    return list(best.values())[:count]

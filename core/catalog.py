@@ -100,9 +100,9 @@ CATALOG: dict[str, Technique] = {
             "file",
             "bits",
             32,
-            ("calibration",),
+            ("calibration", "validation"),
             lambda o: {"int8": "Quantize int8", "int8_dynamic": "Quantize int8 (dynamic)"}.get(o.mode, "Float16"),
-            "Stores and computes with 8-bit integers instead of 32-bit floats.",
+            "Stores and computes with 8-bit integers; the first layers compute in float where that is faster.",
             "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
             "Jacob et al. 2018",
         ),
@@ -116,7 +116,7 @@ CATALOG: dict[str, Technique] = {
             32,
             ("calibration",),
             lambda o: f"Weights {o.bits} bits",
-            "Stores weights in 4 or 8 bits and computes in float: a much smaller file, not a faster model.",
+            "Stores weights in 3 to 8 bits and computes in float: a much smaller file, not a faster model.",
             "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023",
         ),
     )

@@ -17,15 +17,26 @@ from core.allocate import Allocation, Item, allocate, front
 from core.catalog import CATALOG
 from core.errors import StudioError
 from core.latency_table import LatencyTable
+from core.layer_price import Costs, price
 from core.layers import Layer, Profile, kept_channels
 from core.predict import shape_of
-from core.ranks import Shape, factors, refusal
+from core.ranks import refusal
 from core.sensitivity_table import Key, Plan, SensitivityTable
 
 KINDS = ("macs", "weight_bytes", "latency_ms")  # what a budget can limit
 ROUNDS = 6  # of pricing
 EVEN = (0.25, 0.5, 0.75)  # shares of the levels from which pricing starts as well, where groups meet
-Costs = tuple[float, ...]
+
+
+@dataclass
+class _Known:
+    """What one solution asks for again and again."""
+
+    costs: dict[tuple[str, int, int, float, float], Costs] = field(default_factory=dict)
+    touched: dict[Key, list[Layer]] = field(default_factory=dict)
+    losses: dict[tuple[str, str, float], float] = field(default_factory=dict)
+    options: dict[Key, tuple[float, ...]] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)  # group → its width
 
 
 @dataclass(frozen=True)
@@ -38,32 +49,34 @@ class Choices:
     locked: Plan = field(default_factory=dict)
     latency: LatencyTable | None = None
     multiple: int = 1  # widths are rounded to it
-    known: dict[tuple[object, ...], Costs] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # layer, as it is → costs
+    _known: _Known = field(default_factory=lambda: _Known(), repr=False, compare=False)  # shared by `replace`
 
     def cost_of(self, plan: Plan) -> Costs:
         """The whole model's (MACs, bytes of weights, latency in ms) under a plan."""
-        rows = np.array([self._layer(layer, plan) for layer in self.profile.weighing])
-        total = rows.sum(0)
-        if self.latency:
-            total[2] = self.latency.whole(total[2])
-        return tuple(total.tolist())
+        macs, size, time = self._sum(self.profile.weighing, plan)
+        return macs, size, self.latency.whole(time) if self.latency else time
+
+    def change(self, plan: Plan, key: Key, level: float) -> Costs:
+        """What changes of every cost when one setting of a plan becomes `level`, exactly."""
+        layers = self._touched(*key)
+        pairs = zip(self._sum(layers, {**plan, key: level}), self._sum(layers, plan), strict=True)
+        macs, size, time = (after - before for after, before in pairs)
+        return macs, size, time * (self.latency.slope if self.latency else 1.0)
 
     def loss_of(self, plan: Plan) -> float:
         """Summed KL in nats of a plan whose settings are all in the table."""
-        return float(sum(self.table.kl(*key, level) or 0.0 for key, level in plan.items()))
+        return sum(self.loss(*key, level) for key, level in plan.items())
 
     def items(self, plan: Plan) -> list[Item]:
         """One item per group or layer and technique; costs are the changes against `plan`, each at least 0."""
         found = []
         for name, technique in self.table.curves:
-            levels = self._options(name, technique)
+            levels = self.options(name, technique)
             if len(levels) < 2 and (name, technique) not in self.locked:
                 continue
             touched = self._touched(name, technique)
             costs = np.array([self._sum(touched, {**plan, (name, technique): level}) for level in levels])
-            losses = tuple(self.table.kl(name, technique, level) or 0.0 for level in levels)
+            losses = tuple(self.loss(name, technique, level) for level in levels)
             found.append(Item(name, technique, levels, losses, tuple(map(tuple, (costs - costs.min(0)).tolist()))))
         return found
 
@@ -75,7 +88,7 @@ class Choices:
         for start in (self.locked, *[self._even(share) for share in EVEN if hubs]):
             best = self._settle(start, ceiling, best)
         for hub in hubs:
-            levels = self._options(*hub)
+            levels = self.options(*hub)
             at = levels.index(best.levels[hub])
             for level in (*levels[max(0, at - 1) : at], *levels[at + 1 : at + 2]):
                 held = replace(self, locked={**self.locked, hub: level})
@@ -124,7 +137,7 @@ class Choices:
         """Groups that meet others in a layer, fewest that cover all such meetings: held, the rest is exact."""
         key = "prune_channels"
         rows = [row for row in self.table.curves if row[1] == key and row not in self.locked]
-        open_groups = {row[0] for row in rows if len(self._options(*row)) > 1}
+        open_groups = {row[0] for row in rows if len(self.options(*row)) > 1}
         pairs = {
             frozenset((feed.group, layer.group))
             for layer in self.profile.tunable
@@ -161,33 +174,56 @@ class Choices:
         """A budget for latency as a budget for the sum of operator times."""
         return self.latency.operators(budget) if kind == 2 and self.latency else budget
 
-    def _options(self, name: str, technique: str) -> tuple[float, ...]:
-        if (name, technique) in self.locked:
-            return (self.locked[name, technique],)
-        neutral, wanted = float(CATALOG[technique].neutral), self.levels.get(technique, ())
-        if technique != "prune_channels":
-            return (neutral, *[float(x) for x in wanted if x != neutral and self._allowed(name, technique, x)])
-        channels = self.profile.group(name).channels
-        kept = {kept_channels(channels, ratio, self.multiple) for ratio in wanted} - {channels}
-        return (neutral, *[1 - k / channels for k in sorted(kept, reverse=True)])
+    def options(self, name: str, technique: str) -> tuple[float, ...]:
+        """The levels that a layer or group may take, neutral first; one where it is locked."""
+        key = (name, technique)
+        if key in self.locked:
+            return (self.locked[key],)
+        if key not in self._known.options:
+            self._known.options[key] = self._free(name, technique)
+        return self._known.options[key]
 
-    def _allowed(self, name: str, technique: str, level: float) -> bool:
-        if technique != "factorize":
-            return True
-        layer = self.profile.layer(name)
-        return not refusal(shape_of(layer, layer.in_channels, layer.out_channels), "spatial_svd", level)
+    def _free(self, name: str, technique: str) -> tuple[float, ...]:
+        neutral, wanted = float(CATALOG[technique].neutral), self.levels.get(technique, ())
+        if technique == "prune_channels":
+            channels = self.profile.group(name).channels
+            kept = {kept_channels(channels, ratio, self.multiple) for ratio in wanted} - {channels}
+            return (neutral, *[1 - k / channels for k in sorted(kept, reverse=True)])
+        if technique == "factorize":
+            layer = self.profile.layer(name)
+            shape = shape_of(layer, layer.in_channels, layer.out_channels)
+            wanted = [x for x in wanted if not refusal(shape, "spatial_svd", x)]
+        return (neutral, *[float(x) for x in wanted if x != neutral])
+
+    def loss(self, name: str, technique: str, level: float) -> float:
+        """Nats that one setting costs; 0 where it is not in the table."""
+        key = (name, technique, level)
+        if key not in self._known.losses:
+            self._known.losses[key] = self.table.kl(*key) or 0.0
+        return self._known.losses[key]
 
     def _touched(self, name: str, technique: str) -> list[Layer]:
-        if technique != "prune_channels":
-            return [self.profile.layer(name)]
-        return [x for x in self.profile.weighing if x.group == name or any(f.group == name for f in x.inputs)]
+        key = (name, technique)
+        if key not in self._known.touched:
+            whole = technique == "prune_channels"
+            self._known.touched[key] = [
+                x
+                for x in self.profile.weighing
+                if (x.group == name or any(f.group == name for f in x.inputs) if whole else x.name == name)
+            ]
+        return self._known.touched[key]
 
     def _sum(self, layers: Sequence[Layer], plan: Plan) -> Costs:
-        return tuple(map(sum, zip(*(self._layer(layer, plan) for layer in layers), strict=True)))
+        macs = size = time = 0.0
+        for layer in layers:
+            a, b, c = self._layer(layer, plan)
+            macs, size, time = macs + a, size + b, time + c
+        return macs, size, time
 
     def _width(self, group: str, plan: Plan) -> int:
-        channels = self.profile.group(group).channels
-        return round(channels * (1 - plan.get((group, "prune_channels"), 0.0)))
+        if not self._known.channels:
+            self._known.channels.update((g.name, g.channels) for g in self.profile.groups)
+        return round(self._known.channels[group] * (1 - plan.get((group, "prune_channels"), 0.0)))
 
     def _layer(self, layer: Layer, plan: Plan) -> Costs:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""
@@ -195,41 +231,10 @@ class Choices:
         out = self._width(layer.group, plan) if layer.group else layer.out_channels
         rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)
         key = (layer.name, into, out, rank, bits)
-        if key not in self.known:
-            shortcut = layer.kind == "shortcut"
-            self.known[key] = (
-                self._shortcut(layer, into, out) if shortcut else self._sized(layer, into, out, rank, bits)
-            )
-        return self.known[key]
-
-    def _sized(self, layer: Layer, into: int, out: int, rank: float, bits: float) -> Costs:
-        whole = shape_of(layer, into, out)
-        split = rank < 1 and not refusal(whole, "spatial_svd", rank)
-        parts: tuple[Shape, ...] = factors(whole, "spatial_svd", rank) if split else (whole,)
-        biases = sum(p.bias * p.out_channels for p in parts)
-        scales = out if bits < 32 else 0
-        size = (sum(p.params for p in parts) - biases) * bits / 8 + 4 * (biases + scales)
-        time = sum(self.latency.operator(p, bits) for p in parts) if self.latency else 0.0
-        return float(sum(p.macs for p in parts)), size, time
-
-    def _shortcut(self, layer: Layer, into: int, out: int) -> Costs:
-        """Free as a copy; a 1×1 convolution once it is cut."""
-        if (into, out) == (layer.in_channels, layer.out_channels):
-            return 0.0, 0.0, 0.0
-        sizes = layer.input_shape[-2:], layer.output_shape[-2:]
-        shape = Shape("conv", into, out, (1, 1), 1, *sizes)  # type: ignore[arg-type]
-        return float(shape.macs), 4.0 * shape.params, self.latency.operator(shape) if self.latency else 0.0
+        if key not in self._known.costs:
+            self._known.costs[key] = price(layer, into, out, rank, bits, self.latency)
+        return self._known.costs[key]
 
 
 def _within(costs: Costs, ceiling: Costs) -> bool:
     return all(cost <= c * (1 + 1e-9) for cost, c in zip(costs, ceiling, strict=True))
-
-
-def plan_rows(plan: Plan) -> list[list[object]]:
-    """A plan as JSON: its settings that change something."""
-    return [[*key, level] for key, level in sorted(plan.items()) if level != CATALOG[key[1]].neutral]
-
-
-def key_levels(rows: Sequence[Sequence[object]]) -> dict[Key, float]:
-    """`plan_rows` back as a plan."""
-    return {(str(layer), str(technique)): float(str(level)) for layer, technique, level in rows}

@@ -22,18 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.candidate import Candidate, Scores
+from core.errors import RecipeError
 from core.layers import Profile
 from core.plan import plan_of, repaired
 from core.recipe import Recipe
-from core.sensitivity_table import (
-    SMALLEST_KL,
-    Key,
-    Plan,
-    SensitivityTable,
-    pool_violators,
-    read_lines,
-    read_table,
-)
+from core.sensitivity_table import SMALLEST_KL, Key, Plan, SensitivityTable, pool_violators, read_lines, read_table
 from core.workspace import Workspace
 
 Array = NDArray[np.float64]
@@ -149,10 +142,14 @@ class Forecast:
     points: tuple[Point, ...]
     baseline: float
     measure: str = "accuracy"
+    finished: bool = True  # False while plans are still to be measured
 
     def predict(self, recipe: Recipe) -> Prediction:
         """Under 5 ms for 60 layers."""
-        plan, reasons = plan_of(self.profile, recipe)
+        try:
+            plan, reasons = plan_of(self.profile, recipe)
+        except RecipeError as error:
+            return Prediction(None, None, None, 0.0, False, str(error))
         return self.predict_plan(plan, repaired(recipe), "; ".join(reasons))
 
     def predict_plan(self, plan: Plan, repair: bool = False, reason: str = "") -> Prediction:
@@ -225,7 +222,10 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     points = [p for row in rows[1:] if (p := _calibrated(table, row, measure))]
     runs = workspace.candidates(model, data).items()
     points += [p for name, found in runs if (p := _run(table, profile, name, found, baseline))]
-    return Forecast(profile, table, tuple(points), baseline.accuracy.value if baseline.accuracy else 1.0, measure)
+    original = baseline.accuracy.value if baseline.accuracy else 1.0
+    return Forecast(
+        profile, table, tuple(points), original, measure, bool(rows) and len(rows) > rows[0].get("plans", 0)
+    )
 
 
 def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
@@ -236,8 +236,11 @@ def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -
 
 def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:
     """A candidate as a measurement; None where it was trained or ranked, which the table knows nothing about."""
-    recipe = Recipe.from_yaml(candidate.recipe)
-    plan, reasons = plan_of(profile, recipe)
+    try:
+        recipe = Recipe.from_yaml(candidate.recipe)
+        plan, reasons = plan_of(profile, recipe)
+    except RecipeError:  # made by another version of the studio
+        return None
     kl, missing = sum_kl(table, plan)
     if reasons or missing or not plan:
         return None

@@ -86,7 +86,12 @@ class Quantize:
         choices=("int8", "int8_dynamic", "float16"),
     )
     calibration: str = option(
-        "minmax", "How the range of activations is found.", choices=("minmax", "percentile", "entropy")
+        "minmax",
+        "How the range of activations is found. auto: minmax or percentile, by agreement on validation images.",
+        choices=("auto", "minmax", "percentile", "entropy"),
+    )
+    equalize: bool = option(
+        True, "Give the channels of a layer similar ranges first; kept only if agreement on validation images rises."
     )
     images: int = option(256, "Calibration images used.", low=16, high=512, step=16, unit="images")
     activations: str = option(
@@ -97,11 +102,16 @@ class Quantize:
         "8 bits, or 7 where the processor's 8-bit sums would overflow (AVX2 without VNNI).",
         choices=("auto", "8", "7"),
     )
+    nodes: str = option(
+        "auto",
+        "auto: the first layers compute in float where that is measured to be faster, as with Swish. all: none does.",
+        choices=("auto", "all"),
+    )
 
 
 @dataclass(frozen=True)
 class QuantizeWeights:
-    bits: int = option(4, "Bits of a weight in the file. 32: leave in float.", choices=(4, 8, 32), unit="bits")
+    bits: int = option(4, "Bits of a weight in the file. 32: leave in float.", choices=(3, 4, 5, 6, 8, 32), unit="bits")
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,21 @@ class Costs:
 
 def costs(profile: Profile, recipe: Recipe) -> Costs:
     """What the recipe leaves of the model. Exact unless `exact` says otherwise."""
-    net = _Network(profile)
-    for step in recipe.active:
-        if step.technique in STEPS:
-            STEPS[step.technique](net, step)
+    net = network_after(profile, recipe)
     rows = tuple(net.cost(layer.name) for layer in profile.layers)
     params, macs, size, nonzero = (
         sum(getattr(r, k) for r in rows) for k in ("params", "macs", "weight_bytes", "nonzero")
     )
     return Costs(params, macs, size, nonzero, net.exact, rows)
+
+
+def network_after(profile: Profile, recipe: Recipe) -> Network:
+    """The network as the recipe's steps leave it."""
+    net = Network(profile)
+    for step in recipe.active:
+        if step.technique in STEPS:
+            STEPS[step.technique](net, step)
+    return net
 
 
 class _Size(NamedTuple):
@@ -64,7 +70,7 @@ class _Size(NamedTuple):
     macs: int
 
 
-class _Network:
+class Network:
     """The network as the steps so far have left it. `parts` maps an original layer's name to what stands there now."""
 
     def __init__(self, profile: Profile) -> None:
@@ -72,7 +78,7 @@ class _Network:
         self.groups: dict[str, Group] = {group.name: group for group in profile.groups}
         self.width: dict[str, int] = {group.name: group.channels for group in profile.groups}
         self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
-        self.bits: dict[str, int] = {}  # layer or factor → 4, 8 or 16 where not 32
+        self.bits: dict[str, int] = {}  # layer or factor → 3 to 8 or 16 where not 32
         self.notes: dict[str, str] = {}
         self.exact = True
 
@@ -118,7 +124,8 @@ class _Network:
         """Integer weights come with a float scale for each channel; biases and norms take four bytes all the same."""
         bits = self.bits.get(layer.name, 32)
         if bits <= 8 and size.weights:
-            return -(-size.weights * bits // 8) + 4 * (size.params - size.weights) + 4 * size.out
+            packed = -(-size.weights * bits // 8) if bits in (4, 8) else bits * -(-size.weights // 8)  # types or planes
+            return packed + 4 * (size.params - size.weights) + 4 * size.out
         return 2 * size.params if bits == 16 else 4 * size.params
 
     def cost(self, name: str) -> LayerCost:
@@ -133,7 +140,7 @@ class _Network:
         return LayerCost(name, params, macs, stored, sizes[0].into, sizes[-1].out, note, params - zeros)
 
 
-def _prune_channels(net: _Network, step: Step) -> None:
+def _prune_channels(net: Network, step: Step) -> None:
     options = step.record
     normed = {feed.group for layer in net.layers if layer.kind == "norm" for feed in layer.inputs}
     for name, group in net.groups.items():
@@ -145,7 +152,7 @@ def _prune_channels(net: _Network, step: Step) -> None:
     net.exact &= options.scope == "layer" or options.ratio == 0
 
 
-def _prune_weights(net: _Network, step: Step) -> None:
+def _prune_weights(net: Network, step: Step) -> None:
     options = step.record
     for layer in net.layers:
         into, _, weights, _, _ = net.size(layer)
@@ -161,11 +168,9 @@ def _prune_weights(net: _Network, step: Step) -> None:
         net.zeros[layer.name] = (max(zeros, net.zeros_in(layer, weights)), weights)
 
 
-def _factorize(net: _Network, step: Step) -> None:
+def _factorize(net: Network, step: Step) -> None:
     options = step.record
-    last = next(
-        (layer.name for layer in reversed(list(net.layers)) if layer.kind not in ("shortcut", "norm", "other")), ""
-    )
+    last = next((x.name for x in reversed(net.layers) if x.kind not in ("shortcut", "norm", "other")), "")
     for origin, parts in net.parts.items():
         found = []
         for layer in parts:
@@ -178,7 +183,7 @@ def _factorize(net: _Network, step: Step) -> None:
         net.parts[origin] = found
 
 
-def _split(net: _Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
+def _split(net: Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
     if layer.kind in ("shortcut", "norm", "other"):
         return [layer]
     shape = shape_of(layer, *net.channels(layer))
@@ -223,20 +228,20 @@ def shape_of(layer: Layer, in_channels: int, out_channels: int) -> Shape:
     return Shape(layer.kind, in_channels, out_channels, kernel, groups, before, after, layer.bias)  # type: ignore[arg-type]
 
 
-def _quantize(net: _Network, step: Step) -> None:
+def _quantize(net: Network, step: Step) -> None:
     options = step.record
     for layer in net.layers:
         if dial_for(step.layers, layer.name, options.bits) == 8:
             net.bits[layer.name] = 16 if options.mode == "float16" else 8
 
 
-def _quantize_weights(net: _Network, step: Step) -> None:
+def _quantize_weights(net: Network, step: Step) -> None:
     for layer in net.layers:
         if layer.kind in ("conv", "depthwise", "linear", "shortcut"):
             net.bits[layer.name] = dial_for(step.layers, layer.name, step.record.bits)
 
 
-STEPS: dict[str, Callable[[_Network, Step], None]] = {
+STEPS: dict[str, Callable[[Network, Step], None]] = {
     "prune_channels": _prune_channels,
     "prune_weights": _prune_weights,
     "factorize": _factorize,

@@ -65,8 +65,9 @@ class Step:
     def title(self) -> str:
         """What it does in a few words; where only single layers are set, the mean of what they get."""
         entry, values = CATALOG[self.technique], self.layers.values()
-        if values and self.dial("") == entry.neutral and isinstance(entry.neutral, float):
-            return f"{entry.title} {sum(values) / len(values):.0%} on average"
+        if values and entry.dial and self.dial("") == entry.neutral:
+            mean = f" {sum(values) / len(values):.0%} on average" if isinstance(entry.neutral, float) else " by layer"
+            return f"{entry.title}{mean}"
         return entry.summary(self.record)
 
     def plain(self) -> dict[str, Any]:

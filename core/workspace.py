@@ -3,6 +3,7 @@ a folder's record (`card.json`, `candidate.json`) is written last and atomically
 
     <root>/models/<id>/      model.onnx (the original: every comparison is with this file)  card.json  source.json
                              profile.json  baseline-<data id>.json  baseline-<data id>.npz  [weights.safetensors]
+                             [sensitivity-<data id>.jsonl  calibration-<data id>.jsonl  latency-<machine id>.json]
            data/<id>/        data.npz  card.json  contact.png (a sheet of pictures)  source.json
            candidates/<id>/  model.onnx  candidate.json  recipe.yaml  predictions.npz
            jobs/<id>/        see core/jobs.py

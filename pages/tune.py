@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import recipe_strip, tune_view
+from app import budget_view, forecast_view, recipe_strip, tune_view
 from app.empty import nothing_yet
 from app.state import current, jobs, workspace
 from app.tables import plain
@@ -19,25 +19,32 @@ if now.model is None:
 @st.fragment(key="tuner")
 def tuner(profile: Profile) -> None:
     """Letting go of a slider runs this and nothing else."""
+    known, times = forecast_view.load(now), forecast_view.load_times(now)
     left, right = st.columns([13, 8], gap="medium")
     with left:
+        forecast_view.offer(now, profile, known)
+        budget_view.panel(now, profile, known, times)  # first: what it buys is what the rest shows
         place = tune_view.choose(now)
         tune_view.switch(now, place)
-        above = st.container()
+        predicted, above = st.container(), st.container()
         tune_view.options(now, place)
         with above:
-            tune_view.table(now, profile, place)
+            tune_view.table(now, profile, place, known)
+        with predicted:
+            forecast_view.figures(now, profile, known, times)
     with right:
         recipe_strip.run_button(now)
         recipe_strip.strip(now, profile)
+        budget_view.gain_cards(now, profile, known, times)
         recipe_strip.chart(now, profile)
+        forecast_view.track(known)
 
 
-def follow(job_id: str) -> None:
-    """The run in progress; when it ends, the page shows what it made."""
+def follow(job_id: str, stage: int) -> None:
+    """The job in progress; when it ends, or there is more to predict from, the page shows it."""
     job = jobs().get(job_id)
     recipe_strip.progress(now, job)
-    if not job.live:
+    if not job.live or (job.kind == forecast_view.KIND and forecast_view.stage(now) != stage):
         st.rerun()
 
 
@@ -50,7 +57,7 @@ try:
     if job is not None:
         with st.bottom:
             if job.live:
-                st.fragment(follow, run_every=1)(job.id)
+                st.fragment(follow, run_every=1)(job.id, forecast_view.stage(now))
             else:
                 recipe_strip.progress(now, job)
 except StudioError as error:

@@ -82,6 +82,7 @@ def resnet(blocks: int) -> Profile:
             members[stream].append(second)
             width, side = out, after
     layers.append(layer("fc", "linear", (64, 10), 1, (1, 1), "fc", (Feed(stream),), bias=True))
-    groups = [Group(name, 64 if "3." in name else 32 if "2." in name else 16, tuple(n)) for name, n in members.items()]
+    channels = {x.name: x.out_channels for x in layers}
+    groups = [Group(name, channels[name], tuple(n)) for name, n in members.items()]
     answer = Group("fc", 10, ("fc",), "Its channels are the model's answer: one for each class.")
     return whole(tuple(layers), (*groups, answer))

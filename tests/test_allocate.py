@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.allocate import Item, allocate, cards, front, lock
+from core.allocate import Item, allocate, front, lock
 from core.errors import StudioError
 
 
@@ -106,12 +106,6 @@ def test_a_locked_item_holds_and_the_rest_makes_room() -> None:
 def test_an_impossible_budget_names_what_it_takes() -> None:
     with pytest.raises(StudioError, match="The budget 1 is out of reach: the smallest plan needs 2"):
         allocate(TWO, (1.0,))
-
-
-def test_cards_are_the_best_prices() -> None:
-    plan = allocate(TWO, (2.0,))  # a at 4, b at 8
-    assert [(c.name, c.level, c.costs) for c in cards(TWO, plan)] == [("a", 8, (1.0,)), ("b", 32, (3.0,))]
-    assert cards(TWO, plan)[0].loss == pytest.approx(-0.8)
 
 
 def big(kinds: int) -> list[Item]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
-from core.choices import key_levels
+from core.engine import latency_job
 from core.engine.calibrate import (
     COUNT,
     RANGE,
@@ -26,15 +26,19 @@ from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
 from core.engine.graph import trace
+from core.engine.latency_table import operators_of
 from core.engine.models import Model, open_model
 from core.engine.perturb import Network, describe
 from core.engine.profile import profile
 from core.engine.sensitivity import settings
 from core.engine.sensitivity_job import measure_sensitivity
 from core.engine.tasks import bring_model, measure
+from core.engine.worker import KINDS
 from core.errors import Cancelled
 from core.forecast import load, sum_kl
+from core.plan import key_levels
 from core.recipe import Recipe, Step
+from core.recipe_latency import load_latency, predict_latency
 from core.sensitivity_table import Cell, SensitivityTable, read_lines, severity
 from core.workspace import Workspace
 
@@ -121,7 +125,9 @@ def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> N
     assert {row["images"] for row in read_lines(path)[1:]} == {20}
 
 
-def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
+def test_the_job_leaves_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RATIOS": (0.0, 0.5), "ROUNDS": 1, "SECONDS": 0.001, "WHOLE_SECONDS": 0.01}.items():
+        monkeypatch.setattr(latency_job, name, value)
     workspace, rng = Workspace(tmp_path / "home"), np.random.default_rng(0)
     y = np.arange(400) % 3
     x = rng.integers(0, 80, (400, 8, 8, 3)).astype(np.uint8) + (y * 80)[:, None, None, None].astype(np.uint8)
@@ -147,12 +153,18 @@ def test_the_job_leaves_a_forecast(tmp_path: Path) -> None:
     x, y = to_tensor(data.validation.x, model.card), torch.from_numpy(data.validation.y)
     mended = mend(key_levels(row["plan"]), model, data, tmp_path)
     assert row["drop"] == lost(answers(mended, x), y, answers(model.module, x))
+    times = load_latency(workspace, name)
+    assert times is not None
+    assert set(times.times) == set(operators_of(workspace.profile(name)))
+    speed = predict_latency(workspace.profile(name), Recipe(), times)
+    assert speed.latency_ms is not None
+    assert 0 < speed.latency_ms < 100
     found = forecast.predict(Recipe((Step("quantize"),)))
     assert found.value is not None
     assert found.low is not None
     assert found.low <= found.value <= (found.high or 0)
     again: list[str] = []
-    measure_sensitivity(workspace, name, "shades", lambda _, message, **__: again.append(message))
+    KINDS["sensitivity"](workspace, {"model": name, "data": "shades"}, lambda _, message, **__: again.append(message))
     assert not any("at" in message.split() for message in again)  # no cell is measured twice
 
 

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from core.allocate import cards
-from core.choices import KINDS, Choices, key_levels, plan_rows
+from core.choices import Choices
 from core.errors import StudioError
 from core.latency_table import LatencyTable
 from core.layers import Feed, Group, Layer, Profile
+from core.plan import key_levels, plan_rows
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Cell, SensitivityTable
@@ -134,16 +134,6 @@ def test_the_front_is_sorted_and_exact() -> None:
     assert path[-1].loss == 0
     for point in path:
         assert point.costs == made.cost_of(point.levels)
-
-
-def test_cards_price_the_next_step() -> None:
-    made = choices(False, BITS)
-    found = made.spend({"weight_bytes": 0.1 * made.cost_of({})[1]})
-    for card in cards(made.items(found.levels), found, KINDS.index("weight_bytes")):
-        changed = {**found.levels, (card.name, card.technique): card.level}
-        assert made.loss_of(changed) - found.loss == pytest.approx(card.loss)
-        assert made.cost_of(changed)[1] - found.costs[1] == pytest.approx(card.costs[1])
-        assert card.loss < 0 < card.costs[1]
 
 
 def test_latency_is_a_budget_with_a_table() -> None:

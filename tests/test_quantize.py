@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from core.engine import evaluate, runtime
+from core.engine.context import silent
 from core.engine.data import Images, to_input
-from core.engine.formats import onnx_writer
+from core.engine.formats import onnx_int8, onnx_writer
 from core.engine.techniques import quantize
 from core.errors import DataError
 from core.options import Quantize
@@ -135,6 +136,24 @@ def test_percentile_ignores_a_rare_outlier_and_minmax_does_not(plain: ModelProto
         for name in ("minmax", "percentile")
     }
     assert scales["percentile"] < 0.6 * scales["minmax"]
+
+
+@pytest.mark.parametrize("better", ["minmax", "percentile"])
+def test_auto_takes_the_calibration_that_agrees_more_on_validation_images(
+    better: str, plain: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one finds ranges a hundred times too small, so everything is clipped."""
+    calibrate, seen = onnx_int8.calibrate, []
+
+    def spoiled(model: ModelProto, x: NDArray[np.float32], method: str, report: object) -> onnx_int8.Calibrated:
+        seen.append(method)
+        return calibrate(model, x if method == better else x * np.float32(0.01), "minmax", silent)
+
+    monkeypatch.setattr(onnx_int8, "calibrate", spoiled)
+    model = quantize.apply(plain, Quantize(calibration="auto", equalize=False), {}, tiny_context()).model
+    assert seen == ["minmax", "percentile"]
+    test = tiny_data().test
+    assert (answers(model, test).argmax(1) == answers(plain, test).argmax(1)).mean() >= 0.98
 
 
 def test_entropy_calibration_answers_as_before(plain: ModelProto, capfd: pytest.CaptureFixture[str]) -> None:

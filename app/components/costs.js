@@ -75,7 +75,10 @@ function zerosOf(net, layer) {
 
 function bytesOf(net, layer) {
   const bits = net.bits[layer.name] ?? 32, params = paramsOf(net, layer), weights = weightsOf(net, layer);
-  if (bits <= 8 && weights) return Math.ceil(weights * bits / 8) + 4 * (params - weights) + 4 * channelsOf(net, layer)[1];
+  if (bits <= 8 && weights) {
+    const packed = bits === 4 || bits === 8 ? Math.ceil((weights * bits) / 8) : bits * Math.ceil(weights / 8);
+    return packed + 4 * (params - weights) + 4 * channelsOf(net, layer)[1];
+  }
   return bits === 16 ? 2 * params : 4 * params;
 }
 
@@ -172,7 +175,8 @@ function quantize(net, step) {
 }
 
 function quantizeWeights(net, step) {
-  for (const layer of layersOf(net)) if (['conv', 'depthwise', 'linear', 'shortcut'].includes(layer.kind)) net.bits[layer.name] = dialOf(step, 'bits', layer.name);
+  const fits = (layer) => ['conv', 'depthwise', 'linear', 'shortcut'].includes(layer.kind);
+  for (const layer of layersOf(net).filter(fits)) net.bits[layer.name] = dialOf(step, 'bits', layer.name);
 }
 
 const STEPS = { prune_channels: pruneChannels, prune_weights: pruneWeights, factorize, quantize, quantize_weights: quantizeWeights };

@@ -2,6 +2,7 @@
 // hears about it on release, with the revision of the data the edit was made against.
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
+const LOCK = '<svg viewBox="0 0 16 16" aria-hidden="true"><rect x="3" y="7" width="10" height="7" rx="1.5"/><path d="M5.2 7V5a2.8 2.8 0 0 1 5.6 0v2" fill="none"/></svg>';
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
 
 const el = (tag, attributes = {}, ...children) => {
@@ -24,8 +25,8 @@ export default function ({ data, parentElement, setStateValue }) {
   const root = parentElement.querySelector('.lt');
   let table = TABLES.get(parentElement);
   if (!table || table.ident !== data.ident) TABLES.set(parentElement, (table = build(root, data)));
-  Object.assign(table, { data, emit: (edit) => setStateValue('edit', edit) });
-  if (table.rev !== data.rev) Object.assign(table, { rev: data.rev, touched: false, value: data.dial?.value, own: { ...data.own } });
+  Object.assign(table, { data, emit: (edit) => setStateValue('edit', edit), emitLocks: (names) => setStateValue('locks', { rev: data.rev, names }) });
+  if (table.rev !== data.rev) Object.assign(table, { rev: data.rev, touched: false, value: data.dial?.value, own: { ...data.own }, locked: new Set(data.locked) });
   paint(table);
 }
 
@@ -54,13 +55,14 @@ function result(row, cost) {
 }
 
 function build(root, data) {
-  const table = { ident: data.ident, root, rev: null, own: {}, timer: 0 };
+  const table = { ident: data.ident, root, rev: null, own: {}, locked: new Set(), timer: 0 };
   table.figures = FIGURES.map(([key, label, format]) => figure(key, label, format));
   table.live = root.querySelector('.live');
   table.all = allRow(table, data, root.querySelector('.all'));
   root.querySelector('.figures').replaceChildren(...table.figures.map((f) => f.node));
   root.classList.toggle('plain', !data.dial);
   root.classList.toggle('switched', Boolean(data.dial) && !hasSlider(data.dial));
+  root.classList.toggle('known', Boolean(data.loss?.settings.length));
   table.rows = data.rows.map((row) => layerRow(table, row, data));
   root.querySelector('tbody').replaceChildren(...table.rows.flatMap((row) => [row.node, row.more]));
   watch(table, root.querySelector('.scroll'));
@@ -118,20 +120,42 @@ function layerRow(table, row, data) {
   r.more = el('tr', { class: 'more', role: 'row', hidden: true }, cell('', ...row.about.map((line) => el('div', {}, line))));
   r.info.onclick = () => { if (row.why && !r.drawn) r.more.lastChild.append(r.drawn = whyFigure(row.why)); r.more.hidden = !r.more.hidden; r.info.setAttribute('aria-expanded', String(!r.more.hidden)); };
   const bars = ['params', 'macs'].map((key) => { r.left[key] = el('i'); return el('span', { class: `bar ${key}`, style: `width:${100 * row.share[key]}%` }, r.left[key]); });
+  r.loss = el('i');
+  bars.push(el('span', { class: 'bar loss for-loss' }, r.loss));
   r.node = el('tr', { role: 'row', class: row.reason ? 'kept' : '' }, name, cell('share', ...bars));
   if (!dial) return r.node.append(r.width), r;
   r.input = hasSlider(dial) ? slider(dial, `${dial.title}, ${row.layer}`) : null;
   r.on = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `Change ${row.layer}` });
   r.follow = el('button', { type: 'button', class: 'follow', 'aria-label': `Let ${row.layer} follow all layers`, title: 'Follow all layers' }, '↺');
-  for (const control of [r.input, r.on, r.follow]) if (control) control.disabled = Boolean(row.reason);
+  r.lock = el('button', { type: 'button', class: 'lock for-loss', 'aria-pressed': 'false', 'aria-label': `Lock ${row.layer}`, title: 'Hold this setting when a budget is spent' });
+  r.lock.innerHTML = LOCK;
+  for (const control of [r.input, r.on, r.follow, r.lock]) if (control) control.disabled = Boolean(row.reason);
   const set = (value) => edit(table, () => { if (value === undefined) delete table.own[row.key]; else table.own[row.key] = value; });
   if (r.input) { r.input.oninput = () => set(valueAt(dial, r.input.value)); listen(table, r.input); }
   r.on.oninput = () => { set(!r.on.checked ? dial.neutral : table.value === dial.neutral ? dial.on : undefined); };
   listen(table, r.on);
   r.follow.onclick = () => { set(undefined); commit(table, 0); (r.input || r.on).focus(); };
-  r.node.append(cell('dial', ...(r.input ? [r.input] : [])), cell('number', r.value, r.follow), r.width, cell('on', r.on));
+  r.lock.onclick = () => {
+    if (!table.locked.delete(row.key)) table.locked.add(row.key);
+    table.rows.forEach((other) => paintRow(table, other));
+    table.emitLocks([...table.locked]);
+  };
+  r.node.append(cell('dial', ...(r.input ? [r.input] : [])), cell('number', r.value, r.follow, r.lock), r.width, cell('on', r.on));
   return r;
 }
+
+// What the layer's setting costs by itself: read between the points that Python sent.
+function lossAt(table, row, value, cost) {
+  const { loss, dial } = table.data, found = loss?.rows[row.key];
+  if (!found || !dial) return null;
+  const at = dial.name === 'ratio' && !row.tied ? 1 - cost.widths.at(-1) / row.widths[1] : value, { settings } = loss;
+  if (at === dial.neutral) return { bar: 0, points: 0 };
+  const right = Math.max(1, settings.findIndex((x) => x >= at)), part = (at - settings[right - 1]) / (settings[right] - settings[right - 1]);
+  const read = (values) => values && values[right - 1] + part * (values[right] - values[right - 1]);
+  return { bar: read(found.bar), points: read(found.points) };
+}
+
+const lossWords = (loss) => (loss === null ? '' : loss.points === null ? 'sensitivity by rank only' : `alone costs about ${loss.points.toFixed(1)} points (predicted)`);
 
 function listen(table, input) {
   input.onkeydown = () => { table.typed = true; };
@@ -194,14 +218,18 @@ function paintAll(table) {
 function paintRow(table, row) {
   const cost = table.cost.layers[row.layer], { dial } = table.data, said = result(row, cost);
   const value = row.reason ? dial?.neutral : dial && valueOf(table, row), own = row.key in table.own && !row.reason;
-  const shown = [said, value, own, cost.params, cost.macs, dial?.words?.[8]].join('|');
+  const loss = lossAt(table, row, value, cost), cause = row.reason ? '' : lossWords(loss), locked = table.locked.has(row.key);
+  const shown = [said, value, own, cost.params, cost.macs, dial?.words?.[8], loss?.bar, cause, locked].join('|');
   if (row.shown === shown) return;
   row.shown = shown;
+  row.loss.style.transform = `scaleX(${loss?.bar ?? 0})`;
+  row.loss.parentNode.title = cause;
   for (const key of ['params', 'macs']) row.left[key].style.transform = `scaleX(${row.before[key] ? Math.min(1, cost[key] / row.before[key]) : 0})`;
   write(row.width, said);
   row.width.classList.toggle('same', said === '=');
   row.width.title = cost.kept === 'not split' ? `${said}: at this setting its factors would not be smaller and cheaper.` : said;
-  if (dial) paintDial(table, row, value, own, said);
+  if (dial) paintDial(table, row, value, own, cause && value !== dial.neutral ? `${said}, ${cause}` : said);
+  row.lock?.setAttribute('aria-pressed', String(locked));
 }
 
 function paintDial(table, row, value, own, said) {

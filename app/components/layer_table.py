@@ -26,6 +26,7 @@ HTML = """
           <th scope="col" role="columnheader" class="name">Layer</th>
           <th scope="col" role="columnheader" class="share">
             <span class="key params"></span>Params <span class="key macs"></span>MACs
+            <span class="for-loss"><span class="key loss"></span>Loss</span>
           </th>
           <th scope="col" role="columnheader" class="dial for-dial">Setting</th>
           <th scope="col" role="columnheader" class="number for-dial" aria-label="Value"></th>
@@ -52,10 +53,19 @@ class Edit:
     layers: Mapping[str, Any]
 
 
-def layer_table(data: Mapping[str, Any], *, rev: int, key: str) -> Edit | None:
-    """Draw the table from `app.layer_rows.table_data`. Returns the last edit made against revision `rev`, or None."""
-    result = _TABLE(key=key, data={**data, "rev": rev}, default={"edit": None}, on_edit_change=lambda: None)
-    return read_edit(result.edit, rev)
+def layer_table(data: Mapping[str, Any], *, rev: int, key: str) -> tuple[Edit | None, frozenset[str] | None]:
+    """Draw the table from `app.layer_rows.table_data`.
+
+    Returns the last edit, and the rows that are locked, each None when it was not made against revision `rev`.
+    """
+    result = _TABLE(
+        key=key,
+        data={**data, "rev": rev},
+        default={"edit": None, "locks": None},
+        on_edit_change=lambda: None,
+        on_locks_change=lambda: None,
+    )
+    return read_edit(result.edit, rev), read_locks(result.locks, rev)
 
 
 def read_edit(raw: Mapping[str, Any] | None, rev: int) -> Edit | None:
@@ -63,3 +73,8 @@ def read_edit(raw: Mapping[str, Any] | None, rev: int) -> Edit | None:
     if not raw or raw["rev"] != rev:
         return None
     return Edit(raw["value"], dict(raw["layers"]))
+
+
+def read_locks(raw: Mapping[str, Any] | None, rev: int) -> frozenset[str] | None:
+    """The rows that the browser says are locked, if it said so of revision `rev`."""
+    return frozenset(raw["names"]) if raw and raw["rev"] == rev else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.allocate import Allocation
-from core.choices import Choices, key_levels, plan_rows
+from core.choices import Choices
 from core.engine.context import Report, silent
 from core.engine.data import Data
 from core.engine.models import Model
@@ -26,13 +26,14 @@ from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.forecast import sum_kl
 from core.layers import Profile
-from core.plan import steps_of
+from core.plan import key_levels, plan_rows, steps_of
 from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, append_lines, read_lines
 
 COUNT = 16  # fewer leave the interval useless
 RANGE = (0.004, 2.0)  # summed KL in nats: from below what accuracy can show to a ruined network
 MENDED_RANGE = (0.02, 8.0)  # repaired networks stand more
 MENDED = ("prune_channels", "factorize", "prune_weights")  # the techniques that repair
+MENDING = 8  # times as long as a plan that is not repaired, for the progress bar
 SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
 BATCH = 64  # images at once: their activations stay in the cache
 
@@ -141,22 +142,23 @@ def calibrate(
 
     With `subject`, the model and data that the techniques themselves run on, repaired plans too.
     """
-    rows = read_lines(path)
-    if not rows or rows[0].get("about") != dict(about):
-        path.unlink(missing_ok=True)
-        append_lines(path, [{"about": dict(about)}])
-        rows = []
-    done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
     todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
     if subject:
         todo += [(plan, True) for plan in calibration_plans(network.profile, table, mended=True)]
+    rows = read_lines(path)
+    if not rows or rows[0].get("about") != dict(about):
+        path.unlink(missing_ok=True)
+        rows = [{"about": dict(about), "plans": len(todo)}]
+        append_lines(path, rows)
+    done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
     before = answers(network.module, x)
     for number, (plan, mended) in enumerate(todo):
         settings = plan_rows(plan)
         if (frozenset(key_levels(settings).items()), mended) in done:
             continue
         kind = "repaired plan" if mended else "plan"
-        report(number / len(todo), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
+        cost = [MENDING if mended else 1 for _, mended in todo]
+        report(sum(cost[:number]) / sum(cost), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
         if subject and mended:
             found = lost(answers(mend(plan, *subject, path.parent / "scratch"), x), y, before)
         else:

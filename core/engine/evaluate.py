@@ -147,9 +147,16 @@ def layer_values(proto: ModelProto) -> dict[str, str]:
             readers.setdefault(name, []).append(node)
     values = {node.name: node.output[0] for node in proto.graph.node if node.op_type in LAYERS}
     for layer, name in values.items():
-        for kinds in (("Relu", "Clip"), ("QuantizeLinear",), ("DequantizeLinear",)):
-            following = readers.get(name, [])
-            if len(following) == 1 and following[0].op_type in kinds:
-                name = following[0].output[0]
-        values[layer] = name
+        following = readers.get(name, [])
+        if len(following) == 1 and following[0].op_type in ("Relu", "Clip"):
+            name = following[0].output[0]
+        values[layer] = _rounded(name, readers)
     return values
+
+
+def _rounded(name: str, readers: dict[str, list[onnx.NodeProto]]) -> str:
+    """The value past its quantization; the value itself where its integers are read in another way than they came."""
+    coded = readers.get(name, [])
+    floats = readers.get(coded[0].output[0], []) if len(coded) == 1 and coded[0].op_type == "QuantizeLinear" else []
+    same = len(floats) == 1 and floats[0].op_type == "DequantizeLinear" and floats[0].input[1:] == coded[0].input[1:]
+    return floats[0].output[0] if same else name

@@ -9,6 +9,7 @@ from pathlib import Path
 from core.engine import runtime
 from core.engine.data import Data
 from core.engine.identity import digest
+from core.machine import processor
 from core.recipe import Recipe
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "torch-pruning", "numpy")
@@ -28,10 +29,3 @@ def provenance(recipe: Recipe, original: Path, file: Path, data: Data) -> dict[s
         "processor": processor(),
         "threads": str(runtime.all_threads()),
     }
-
-
-def processor(cpu: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's own name, where the system tells it."""
-    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

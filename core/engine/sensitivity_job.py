@@ -1,6 +1,6 @@
-"""The job behind the forecast: params {"model": id, "data": id} → tiers 0, 1 and 2 in the model's folder.
+"""The job behind the forecast: params {"model": id, "data": id} → tiers 0, 1 and 2 and this machine's operator times.
 
-    models/<id>/sensitivity-<data id>.jsonl   calibration-<data id>.jsonl
+    models/<id>/sensitivity-<data id>.jsonl   calibration-<data id>.jsonl   latency-<machine id>.json
 
 Each cell and each plan is saved as it is measured, so a cancelled or killed job goes on where it stopped, and
 `core.forecast.load` may read at any time.
@@ -15,12 +15,14 @@ import torch
 from core.engine.calibrate import calibrate
 from core.engine.context import Report, silent
 from core.engine.data import Data, Images, to_tensor
+from core.engine.latency_job import measure_latency
 from core.engine.models import Model
 from core.engine.perturb import describe
 from core.engine.progress import part
 from core.engine.sensitivity import measure_cells
 from core.engine.tasks import open_data, open_model
-from core.workspace import Workspace
+from core.recipe_latency import latency_path
+from core.workspace import Workspace, write_json
 
 TABLE_IMAGES = 64  # without labels: KL needs none
 MOMENT_IMAGES = 128  # what the factors are weighted by
@@ -28,7 +30,7 @@ CALIBRATION_IMAGES = 2000  # of the validation part, labelled or not
 
 
 def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, report: Report = silent) -> dict[str, Any]:
-    """Measure all three tiers. Returns {"cells", "plans"}, what the table and the calibration now hold."""
+    """Measure what is not there yet. Returns {"cells", "plans"}, what the table and the calibration now hold."""
     report(0.0, "Reading the model and the data")
     model = open_model(workspace, {"kind": "workspace", "id": model_id})
     data = open_data(workspace, data_id, model.card)
@@ -37,10 +39,13 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     about = {"model": model_id, "data": data.card.hash, "levels": 1}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = folder / f"sensitivity-{data_id}.jsonl"
-    table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.6))
+    table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.12))
+    times = latency_path(workspace, model_id)
+    if not times.exists():
+        write_json(times, measure_latency(model, data, profile, part(report, 0.12, 0.25)).to_json())
     x, y = _tensors(data.validation, CALIBRATION_IMAGES, model.card)
     plans = folder / f"calibration-{data_id}.jsonl"
-    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.6, 1.0), (model, data))
+    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.25, 1.0), (model, data))
     return {"cells": len(table.cells), "plans": len(plans.read_text(encoding="utf-8").splitlines()) - 1}
 
 

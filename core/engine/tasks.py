@@ -75,6 +75,13 @@ def optimize(workspace: Workspace, params: dict[str, Any], report: Report) -> di
     return optimize_job.optimize(workspace, params, report)
 
 
+def measure_sensitivity(workspace: Workspace, params: dict[str, Any], report: Report) -> dict[str, Any]:
+    """params {"model": id, "data": id} → how many cells and plans the forecast knows; what was measured stays."""
+    from core.engine.sensitivity_job import measure_sensitivity as measure_all
+
+    return measure_all(workspace, params["model"], params["data"], report)
+
+
 def open_model(workspace: Workspace, source: dict[str, Any]) -> Model:
     """A model from a source. One in the workspace keeps the card it was given when it came, and its file."""
     from core.engine import models

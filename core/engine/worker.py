@@ -24,7 +24,12 @@ from core.workspace import Workspace, write_json
 
 Task = Callable[[Workspace, dict[str, Any], Callable[..., None]], dict[str, Any]]
 
-KINDS: dict[str, Task] = {"open": tasks.open_pair, "run": tasks.run_recipe, "optimize": tasks.optimize}
+KINDS: dict[str, Task] = {
+    "open": tasks.open_pair,
+    "run": tasks.run_recipe,
+    "optimize": tasks.optimize,
+    "sensitivity": tasks.measure_sensitivity,
+}
 
 INTERVAL = 0.2  # seconds between two writes of the state
 COUNTS = re.compile(r"[\d.,]+")

@@ -23,8 +23,8 @@ from tests.profiles import mixed, resnet
 from tests.workspaces import write_workspace
 
 expect.set_options(timeout=30_000)
-FILE_STEPS = ("quantize", "quantize_weights")
 MODEL_STEPS = ("prune_channels", "prune_weights", "factorize")
+FILE_STEPS: tuple[list[str], ...] = ([], ["quantize"], ["quantize_weights"])
 
 
 def random_value(chance: random.Random, entry: Technique, name: str) -> Any:
@@ -42,7 +42,7 @@ def random_value(chance: random.Random, entry: Technique, name: str) -> Any:
 
 def random_recipe(chance: random.Random, profile: Profile) -> Recipe:
     """A few steps in an allowed order, with options and layers of their own."""
-    keys = [*chance.choices(MODEL_STEPS, k=chance.randint(0, 3)), *chance.choices(FILE_STEPS, k=chance.randint(0, 1))]
+    keys = [*chance.choices(MODEL_STEPS, k=chance.randint(0, 3)), *chance.choice(FILE_STEPS)]
     names = [layer.name for layer in profile.tunable]
     steps = []
     for key in keys:

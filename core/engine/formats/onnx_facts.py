@@ -66,8 +66,10 @@ def file_facts(file: Path, input_shape: Shape | None = None) -> Facts:
     """
     proto = onnx.load(file)
     values = run_all(proto, _blank(proto, input_shape))
-    macs = {node.name or node.output[0]: count for node in proto.graph.node if (count := _macs(node, values))}
-    return Facts(_params(proto.graph), sum(macs.values()), _peak_bytes(proto.graph, values), macs)
+    ahead = _known_ahead(proto.graph)
+    nodes = [node for node in proto.graph.node if not ahead.issuperset(node.output)]
+    macs = {node.name or node.output[0]: count for node in nodes if (count := _macs(node, values))}
+    return Facts(_params(proto.graph, values), sum(macs.values()), _peak_bytes(proto.graph, values), macs)
 
 
 def _blank(proto: ModelProto, input_shape: Shape | None) -> NDArray[np.generic]:
@@ -103,12 +105,24 @@ def run_for(proto: ModelProto, names: list[str], x: NDArray[np.generic]) -> dict
         raise ModelError(f"The model cannot be run on one image: {str(error).splitlines()[0][:200]}") from error
 
 
-def _params(graph: GraphProto) -> int:
-    """Elements of all stored weights and biases, each counted once."""
+def _known_ahead(graph: GraphProto) -> set[str]:
+    """Stored values and those computed from them alone, which the runtime computes when it opens the file."""
+    known = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if any(node.input) and all(name in known for name in node.input if name):
+            known.update(node.output)
+    return known
+
+
+def _params(graph: GraphProto, values: dict[str, NDArray[np.generic]]) -> int:
+    """Elements of all weights and biases that are stored or computed from stored numbers, each counted once."""
     sizes = {tensor.name: prod(tensor.dims) for tensor in graph.initializer}
     makers = {out: node for node in graph.node for out in node.output}
-    found: set[str] = set()
+    ahead, found = _known_ahead(graph), set[str]()
     for node in graph.node:
+        if ahead.issuperset(node.output):
+            sizes |= {name: values[name].size for name in node.output if node.op_type not in PASSED}
+            continue
         for index in WEIGHTS.get(node.op_type, ()):
             name = node.input[index] if index < len(node.input) else ""
             while name in makers and makers[name].op_type in PASSED:

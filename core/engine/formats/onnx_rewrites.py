@@ -30,16 +30,22 @@ def drop_unused(model: ModelProto) -> None:
 
 
 def average_whole_maps(model: ModelProto) -> None:
-    """A mean over height and width becomes the average pool that it is."""
-    stored = stored_values(model)
+    """A mean over height and width becomes the average pool that it is, flattened where the mean drops the axes."""
+    stored, nodes = stored_values(model), []
     for node in model.graph.node:
-        if node.op_type != "ReduceMean":
-            continue
+        nodes.append(node)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         axes = stored.get(node.input[1], ()) if len(node.input) > 1 else attributes.get("axes", ())
-        if attributes.get("keepdims", 1) and sorted(map(int, axes)) in ([2, 3], [-2, -1]):
-            node.op_type = "GlobalAveragePool"
-            del node.input[1:], node.attribute[:]
+        if node.op_type != "ReduceMean" or sorted(map(int, axes)) not in ([2, 3], [-2, -1]):
+            continue
+        node.op_type = "GlobalAveragePool"
+        del node.input[1:], node.attribute[:]
+        if not attributes.get("keepdims", 1):
+            pooled = f"{node.output[0]}.map"
+            nodes.append(helper.make_node("Flatten", [pooled], node.output, f"{node.name}.flatten"))
+            node.output[0] = pooled
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def convolve_shortcuts(model: ModelProto, leave: Collection[str] = ()) -> None:

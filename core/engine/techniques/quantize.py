@@ -1,8 +1,9 @@
 """Quantization of the exported file: calibrated int8, int8 with ranges found at run time, or 16-bit float.
 
-Calibrated int8 surrounds every operator with QuantizeLinear and DequantizeLinear, which ONNX Runtime merges into
-integer kernels: uint8 activations with one scale each, int8 weights with one scale per output channel. Processors
-without VNNI add pairs of 8-bit products in 16 bits, which can overflow; there weights get 7 bits, which cannot.
+Calibrated int8 has uint8 activations with one scale each and int8 weights with one scale per output channel.
+Processors without VNNI add pairs of 8-bit products in 16 bits, which can overflow; there weights get 7 bits, which
+cannot. Where integers may cost more time than they save, the first layers compute in float, as many as measured best;
+their weights are stored in 8 bits all the same.
 
 Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, Jacob et al. 2018;
 Integer Quantization for Deep Learning Inference, Wu et al. 2020.
@@ -10,44 +11,36 @@ Integer Quantization for Deep Learning Inference, Wu et al. 2020.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import platform
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 from onnxruntime import quantization as ort
-from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.onnx_model import ONNXModel
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from core.candidate import Skip
-from core.engine.context import Context, Outcome
+from core.engine import runtime
+from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
-from core.engine.formats import onnx_rewrites
+from core.engine.fastest import first_integer_layer, is_mixed
+from core.engine.formats import onnx_equalize, onnx_int8, onnx_rewrites
+from core.engine.formats.onnx_int8 import Calibrated
+from core.engine.progress import stages
 from core.errors import DataError
 from core.layers import dial_for
 from core.options import Quantize
 
+AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was never better
+VALIDATED = 512  # validation images, at most
+EQUALIZED = 64  # calibration images that show the ranges of channels
+Inputs = NDArray[np.float32]  # (n, c, h, w)
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
-METHODS = {
-    "minmax": (ort.CalibrationMethod.MinMax, {}),
-    "percentile": (ort.CalibrationMethod.Percentile, {"percentile": 99.99}),
-    "entropy": (ort.CalibrationMethod.Entropy, {}),
-}
-TYPES = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
-BATCH = 32
 
 
 def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], context: Context) -> Outcome:
@@ -61,13 +54,14 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     chosen = {node.name for node in named if dial_for(layers, node.name, options.bits) != 32}
     if not chosen:
         return Outcome(source)
-    kept = [node.name for node in source.graph.node if node.name not in _reached(source, chosen)]
-    with _quiet():
-        result = MODES[options.mode](source, options, kept, context)
+    with onnx_int8.quiet():
+        result, slower = MODES[options.mode](source, options, chosen, context)
     _finish(result, source, options)
     left = chosen - quantized_layers(result)
-    skipped = [Skip("quantize", node.name, _reason(node, options.mode)) for node in named if node.name in left]
-    return Outcome(result, tuple(skipped))
+    reasons = {node.name: SLOWER if node.name in slower else _reason(node, options.mode) for node in named}
+    return Outcome(
+        result, tuple(Skip("quantize", node.name, reasons[node.name]) for node in named if node.name in left)
+    )
 
 
 def weight_bits(options: Quantize) -> int:
@@ -96,84 +90,92 @@ def quantized_layers(model: ModelProto) -> set[str]:
     }
 
 
-def _reached(model: ModelProto, chosen: set[str]) -> set[str]:
-    """`chosen` layers and every node without weights that one of them feeds, directly or through others."""
+def _left(model: ModelProto, chosen: set[str]) -> list[str]:
+    """All nodes but the `chosen` layers and what, without weights, one of them feeds, directly or through others."""
     inside: set[str] = set()
     values: set[str] = set()
     for node in model.graph.node:
         if node.name in chosen or (node.op_type not in LAYERS and values.intersection(node.input)):
             inside.add(node.name)
             values.update(node.output)
-    return inside
+    return [node.name for node in model.graph.node if node.name not in inside]
 
 
-def _int8(model: ModelProto, options: Quantize, kept: list[str], context: Context) -> ModelProto:
+Made = tuple[ModelProto, set[str]]  # and the layers that compute in float because that is faster
+
+
+def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Static: ranges of activations come from the calibration images."""
     x = to_input(context.calibration.x[: options.images], context.card)
     if not len(x):
         raise DataError("Quantization needs calibration images; received none. Choose data, or the dynamic mode.")
     onnx_rewrites.average_whole_maps(model)
-    onnx_rewrites.convolve_shortcuts(model, kept)
+    onnx_rewrites.convolve_shortcuts(model, _left(model, chosen))
     onnx_rewrites.drop_unused(model)
-    with tempfile.TemporaryDirectory() as folder:
-        source, plain = Path(folder) / "source.onnx", Path(folder) / "plain.onnx"
-        onnx.save(model, source)
-        quant_pre_process(source, plain, skip_symbolic_shape=True)
-        ranges = _calibrate(plain, x, options, context)
-        prepared = onnx.load(plain)
-    quantizer = ort.QDQQuantizer(
-        onnx.shape_inference.infer_shapes(prepared),
-        per_channel=True,
-        reduce_range=weight_bits(options) == 7,
-        weight_qType=ort.QuantType.QInt8,
-        activation_qType=TYPES[options.activations],
-        tensors_range=ranges,
-        nodes_to_quantize=[],
-        nodes_to_exclude=kept,
-        op_types_to_quantize=OPERATORS,
-        extra_options={},
-    )
-    quantizer.quantize_model()
-    return quantizer.model.model
+    calibrating, choosing = stages(context.report, [1.0, 1.0])
+    calibrated = _calibrate(model, x, options, chosen, context, calibrating)
+    order = [node.name for node in model.graph.node if node.name in chosen]
+
+    def write(count: int, per_channel: bool = False) -> ModelProto:
+        leave = _left(calibrated.model, chosen - set(order[:count]))
+        return onnx_int8.write(calibrated, leave, options.activations, weight_bits(options), per_channel)
+
+    first = 0
+    if options.nodes == "auto" and is_mixed(model):
+        first = first_integer_layer(write, len(order), context.card.input_shape, choosing)
+    result = write(first, per_channel=True)
+    onnx_int8.store_in_bytes(result, order[:first])
+    return result, set(order[:first])
 
 
-def _calibrate(plain: Path, x: NDArray[np.float32], options: Quantize, context: Context) -> TensorsData:
-    """Value → its range over the images x (n, c, h, w), a batch at a time so that memory stays small."""
-    method, extra = METHODS[options.calibration]
-    augmented = str(plain.with_name("augmented.onnx"))
-    calibrator = create_calibrator(plain, OPERATORS, augmented, method, extra_options=extra)
-    name = calibrator.infer_session.get_inputs()[0].name
-    for start in range(0, len(x), BATCH):
-        context.report(0.8 * start / len(x), f"Calibrating on image {start + 1} of {len(x)}")
-        calibrator.collect_data(_Batch(name, x[start : start + BATCH]))
-    context.report(0.8, "Writing integer weights")
-    return calibrator.compute_data()
+def _calibrate(
+    model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], context: Context, report: Report
+) -> Calibrated:
+    """Of the ways that the options leave open, the one whose file agrees most with `model` on validation images."""
+    known = len(context.validation) > 0
+    methods = [options.calibration] if options.calibration != "auto" else AUTO if known else AUTO[:1]
+    sources = [model]
+    if options.equalize and known:
+        even = onnx.ModelProto()
+        even.CopyFrom(model)
+        sources += [even] if onnx_equalize.equalize(even, x[:EQUALIZED], chosen) else []
+    ways = [(source, method) for source in sources for method in methods]
+    parts = stages(report, [1.0] * len(ways))
+    found = [onnx_int8.calibrate(source, x, method, part) for (source, method), part in zip(ways, parts, strict=True)]
+    if len(found) == 1:
+        return found[0]
+    expected = _answers(model, context)
+
+    def agreement(calibrated: Calibrated) -> float:
+        file = onnx_int8.write(calibrated, _left(model, chosen), options.activations, weight_bits(options))
+        return float((_answers(file, context) == expected).mean())
+
+    return max(found, key=agreement)  # the first of equals: nothing is done that does not help
 
 
-class _Batch(ort.CalibrationDataReader):  # type: ignore[misc]  # comes without types
-    """One batch, then the end: what ONNX Runtime asks a calibration to be."""
-
-    def __init__(self, name: str, x: NDArray[np.float32]) -> None:
-        self.feeds: Iterator[dict[str, Any]] = iter([{name: x}])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self.feeds, None)
+def _answers(model: ModelProto, context: Context) -> NDArray[np.int64]:
+    """The largest logit of every validation image, a batch at a time so that memory stays small."""
+    session, x = runtime.open_file(model.SerializeToString()), context.validation.x[:VALIDATED]
+    starts = range(0, len(x), onnx_int8.BATCH)
+    batches = (to_input(x[start : start + onnx_int8.BATCH], context.card) for start in starts)
+    return np.concatenate([runtime.run(session, batch).argmax(1) for batch in batches])
 
 
-def _int8_dynamic(model: ModelProto, options: Quantize, kept: list[str], context: Context) -> ModelProto:
+def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Ranges of activations are found at run time, per image batch; the kernels take unsigned weights."""
+    kept = _left(model, chosen)
     split = [f"{name}_MatMul" for name in kept]  # a Gemm is written as a product and a sum first
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "dynamic.onnx"
         ort.quantize_dynamic(model, file, weight_type=ort.QuantType.QUInt8, nodes_to_exclude=[*kept, *split])
-        return onnx.load(file)
+        return onnx.load(file), set()
 
 
-def _float16(model: ModelProto, options: Quantize, kept: list[str], context: Context) -> ModelProto:
+def _float16(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Weights and arithmetic in 16 bits; what goes in and comes out stays in 32."""
-    result = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
+    result = convert_float_to_float16(model, keep_io_types=True, node_block_list=_left(model, chosen))
     assert isinstance(result, ModelProto)
-    return result
+    return result, set()
 
 
 MODES = {"int8": _int8, "int8_dynamic": _int8_dynamic, "float16": _float16}
@@ -194,20 +196,10 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
 
 
+SLOWER = "Computed in float, stored in 8 bits: up to here integers take longer on this machine."
+
+
 def _reason(node: NodeProto, mode: str) -> str:
     if mode == "int8_dynamic":
         return f"Kept in float: ONNX Runtime finds no ranges at run time for {node.op_type}."
     return f"Kept in float: ONNX Runtime has no smaller form of {node.op_type} whose weights are computed."
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer prints and logs its progress and asks for the preparation it has just had."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*will be truncated to.*")
-            yield
-    finally:
-        logging.root.setLevel(level)

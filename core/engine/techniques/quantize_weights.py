@@ -1,8 +1,8 @@
-"""Weights alone in 4 or 8 bits, packed in the file; activations stay in float, so the gain is size and not speed.
+"""Weights alone in 3 to 8 bits, packed in the file; activations stay in float, so the gain is size and not speed.
 
 Each layer is solved for what the layers before it give now, then rounded with feedback (`core/engine/rounding.py`), so
-later layers make up for what earlier ones lost. The file holds the codes and one scale per output channel, behind a
-DequantizeLinear that ONNX Runtime computes once, when the file is opened.
+later layers make up for what earlier ones lost. The file holds the codes and one scale per output channel, of which
+ONNX Runtime makes floats once, when the file is opened (`core/engine/formats/onnx_packed.py`).
 
 GPTQ, Frantar et al. 2023; the order of solving and rounding as in Up or Down?, Nagel et al. 2020: layer by layer.
 """
@@ -15,15 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from core.candidate import Skip
 from core.engine.context import Context, Outcome
+from core.engine.formats.onnx_packed import OPSET, unpack
 from core.engine.formats.onnx_reader import read_onnx
 from core.engine.least_squares import as_matrix, as_weight
 from core.engine.reconstruct import repair
@@ -34,8 +33,6 @@ from core.options import QuantizeWeights
 
 KEY = "quantize_weights"
 KINDS = {"Conv": nn.Conv2d, "Gemm": nn.Linear, "MatMul": nn.Linear}
-OPSET = 21  # the first in which DequantizeLinear reads 4-bit integers
-Array = NDArray[Any]
 Codes = dict[str, tuple[Tensor, Tensor, int]]  # layer → codes in its weight's shape, scales (c_out,), bits
 
 
@@ -44,7 +41,7 @@ def apply(model: ModelProto, options: QuantizeWeights, layers: Mapping[str, int]
 
     Raises RecipeError when the file is quantized already.
     """
-    if any(node.op_type in ("DequantizeLinear", "ConvInteger", "MatMulInteger") for node in model.graph.node):
+    if any(entry.key == "quantization" for entry in model.metadata_props):
         raise RecipeError(
             "quantize_weights needs a file in float; the file is quantized already, so use one of the two."
         )
@@ -74,16 +71,6 @@ def apply(model: ModelProto, options: QuantizeWeights, layers: Mapping[str, int]
     return Outcome(proto, tuple(skipped + _left(model, bits)))
 
 
-def pack(codes: Array, bits: int) -> TensorProto:
-    """Integers (…) as an ONNX tensor; two 4-bit codes share a byte, the first in its low half."""
-    kind = {4: TensorProto.INT4, 8: TensorProto.INT8}[bits]
-    flat = codes.astype(np.int8).ravel()
-    if bits == 4:
-        pairs = np.append(flat, np.zeros(len(flat) % 2, np.int8)).astype(np.uint8).reshape(-1, 2) & 15
-        flat = pairs[:, 0] | pairs[:, 1] << 4
-    return TensorProto(data_type=kind, dims=codes.shape, raw_data=flat.tobytes())
-
-
 def _network(model: ModelProto) -> nn.Module:
     """The file as a network whose layers have the names of their nodes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +93,7 @@ def _left(model: ModelProto, bits: Mapping[str, int]) -> list[Skip]:
 
 
 def _write(proto: ModelProto, network: nn.Module, codes: Codes) -> None:
-    """Put the network's weights and biases into the file: integers behind a DequantizeLinear where there are codes."""
+    """Put the network's weights and biases into the file: integers where there are codes."""
     modules: dict[str, Any] = dict(network.named_modules())
     nodes: list[NodeProto] = []
     for node in proto.graph.node:
@@ -127,7 +114,7 @@ def _write(proto: ModelProto, network: nn.Module, codes: Codes) -> None:
     proto.graph.initializer.extend(stored)
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
-            entry.version = max(entry.version, OPSET)
+            entry.version = max(entry.version, *(OPSET.get(bits, 13) for _, _, bits in codes.values()))
     proto.ir_version = max(proto.ir_version, 10)
     helper.set_model_props(proto, {**{e.key: e.value for e in proto.metadata_props}, "quantization": "weights only"})
 
@@ -135,18 +122,20 @@ def _write(proto: ModelProto, network: nn.Module, codes: Codes) -> None:
 def _weights(
     proto: ModelProto, node: NodeProto, layer: Any, codes: tuple[Tensor, Tensor, int] | None, across: bool
 ) -> list[NodeProto]:
-    """Store a layer's weights; returns the node that makes floats of them, if they are integers now."""
+    """Store a layer's weights; returns the nodes that make floats of them, if they are integers now."""
     if codes is None:
         weight = layer.weight.detach().numpy()
         _store(proto, node, 1, f"{node.name}.weight", numpy_helper.from_array(weight.T.copy() if across else weight))
         return []
-    integers, scales, bits = codes[0].numpy(), codes[1].numpy(), codes[2]
-    names = [f"{node.name}.weight.{part}" for part in ("codes", "scales", "float")]
-    maker = helper.make_node("DequantizeLinear", names[:2], names[2:], f"{node.name}.weight", axis=int(across))
-    _store(proto, maker, 0, names[0], pack(integers.T if across else integers, bits))
-    _store(proto, maker, 1, names[1], numpy_helper.from_array(scales))
-    node.input[1] = names[2]
-    return [maker]
+    integers, bits = codes[0].numpy(), codes[2]
+    scales = codes[1].numpy().reshape(-1, *[1] * (integers.ndim - 1))
+    if across:
+        integers, scales = integers.T, scales.T
+    made, stored = unpack(f"{node.name}.weight", integers, scales, bits)
+    known = {tensor.name for tensor in proto.graph.initializer}
+    proto.graph.initializer.extend(tensor for tensor in stored if tensor.name not in known)
+    node.input[1] = made[-1].output[0]
+    return made
 
 
 def _store(proto: ModelProto, node: NodeProto, place: int, name: str, tensor: TensorProto) -> None:

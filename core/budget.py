@@ -1,0 +1,125 @@
+"""What a budget buys: the exact plan beside the same share everywhere, and the single changes that pay best.
+
+Losses add up only near the original, so the uniform plan always stands beside the allocated one, each with its own
+prediction. All of these only build recipes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from core.catalog import CATALOG
+from core.choices import KINDS, Choices
+from core.forecast import Forecast, Prediction
+from core.layer_price import Costs
+from core.plan import plan_of, repaired, with_level, with_plan
+from core.recipe import Recipe
+from core.sensitivity_table import Key, Plan, severity
+
+SHARES = tuple(i / 20 for i in range(20))  # of the channels, that a uniform plan may remove
+LEAST_POINTS = 0.0005  # a gain below this share of the images is none
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A recipe that keeps within a budget."""
+
+    recipe: Recipe
+    plan: Plan
+    costs: Costs  # in the order of KINDS
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One layer or group made gentler, and what that buys and costs."""
+
+    key: Key
+    level: float
+    before: float
+    points: float  # share of the images won
+    costs: Costs  # what it adds, in the order of KINDS
+
+    def taken(self, recipe: Recipe) -> Recipe:
+        """The recipe with this change made."""
+        return with_level(recipe, self.key, self.level)
+
+
+def least_share(choices: Choices, kind: str) -> float:
+    """What the smallest plan leaves of a cost, as a share of the original's."""
+    k = KINDS.index(kind)
+    plan = {
+        (x.name, x.technique): x.levels[min(range(len(x.levels)), key=lambda j: x.costs[j][k])]
+        for x in choices.items(choices.locked)
+    }
+    return choices.cost_of(plan)[k] / choices.cost_of({})[k]
+
+
+def allocated(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer:
+    """The plan of smallest summed KL within `share` of the original's cost. Raises StudioError when none fits."""
+    budget = share * choices.cost_of({})[KINDS.index(kind)]
+    found = choices.spend({kind: budget})
+    made = with_plan(recipe, _own(choices, found.levels), {t: float(CATALOG[t].neutral) for t in choices.levels})
+    return Offer(made, found.levels, found.costs, forecast.predict(made))
+
+
+def _own(choices: Choices, plan: Plan) -> dict[Key, float]:
+    """Of a plan what the techniques decide that the budget may use."""
+    return {key: level for key, level in plan.items() if key[1] in choices.levels}
+
+
+def uniform(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer | None:
+    """The same setting everywhere but where it is locked, of smallest summed KL; None if none fits."""
+    budget = share * choices.cost_of({})[KINDS.index(kind)]
+    dials = [t for t in choices.levels if t != "prune_channels"]
+    best: tuple[float, Recipe, Plan] | None = None
+    for picked in product(*((float(CATALOG[t].neutral), *choices.levels[t]) for t in dials)):
+        found = _least_removed(choices, recipe, kind, budget, dict(zip(dials, picked, strict=True)))
+        if found and (best is None or found[0] < best[0]):
+            best = found
+    if best is None:
+        return None
+    _, made, plan = best
+    return Offer(made, plan, choices.cost_of(plan), forecast.predict(made))
+
+
+def _least_removed(
+    choices: Choices, recipe: Recipe, kind: str, budget: float, everywhere: dict[str, float]
+) -> tuple[float, Recipe, Plan] | None:
+    """(summed KL, recipe, plan) of the smallest share of channels whose removal fits; None if none does."""
+    widths = "prune_channels" in choices.levels
+    low, high, found = 0, len(SHARES) - 1 if widths else 0, None
+    while low <= high:
+        middle = (low + high) // 2
+        dials = {**everywhere, "prune_channels": SHARES[middle]} if widths else everywhere
+        made = with_plan(recipe, _own(choices, choices.locked), dials)
+        plan, _ = plan_of(choices.profile, made)
+        if choices.cost_of(plan)[KINDS.index(kind)] <= budget * (1 + 1e-9):
+            found, high = (choices.loss_of(plan), made, plan), middle - 1
+        else:
+            low = middle + 1
+    return found
+
+
+def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count: int = 3) -> list[Gain]:
+    """The changes of one layer of `recipe` that win most for each unit of cost `kind`; free ones first."""
+    plan, _ = plan_of(choices.profile, recipe)
+    now, k = forecast.predict(recipe), KINDS.index(kind)
+    found: dict[str, tuple[float, Gain]] = {}
+    for key, level in plan.items():
+        if now.value is None:
+            continue
+        for gentler in choices.options(*key):
+            if severity(key[1], gentler) >= severity(key[1], level):
+                continue
+            after = forecast.predict_plan({**plan, key: gentler}, repaired(recipe))
+            costs = choices.change(plan, key, gentler)
+            if after.value is None or after.value - now.value < LEAST_POINTS:
+                continue
+            gain = Gain(key, gentler, level, after.value - now.value, costs)
+            price = gain.points / costs[k] if costs[k] > 0 else float("inf")
+            if key[0] not in found or price > found[key[0]][0]:
+                found[key[0]] = price, gain
+    ranked = sorted(found.values(), key=lambda pair: (pair[0], pair[1].points), reverse=True)
+    return [gain for _, gain in ranked[:count]]
