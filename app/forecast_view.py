@@ -32,11 +32,15 @@ def load(now: State) -> Forecast | None:
     """The forecast of the open model on its data, as far as it is measured."""
     if not (now.model and now.data):
         return None
+    return _load(str(workspace().root), now.model, now.data, stamps(now))
+
+
+def stamps(now: State) -> tuple[int, ...]:
+    """Equal as long as nothing that a forecast is made of has changed."""
     space = workspace()
-    folder, data = space.folder("models", now.model), Path(now.data).name
+    folder, data = space.folder("models", str(now.model)), Path(str(now.data)).name
     names = (f"sensitivity-{data}.jsonl", f"calibration-{data}.jsonl", f"baseline-{data}.json")
-    stamps = tuple(_stamp(path) for path in (*(folder / name for name in names), space.root / "candidates"))
-    return _load(str(space.root), now.model, now.data, stamps)
+    return tuple(_stamp(path) for path in (*(folder / name for name in names), space.root / "candidates"))
 
 
 def load_times(now: State) -> LatencyTable | None:

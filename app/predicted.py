@@ -1,22 +1,18 @@
-"""Predictions for the pages, each worked out once: a forecast and its fronts are kept until their files change."""
+"""Predictions for the chart, each worked out once: a predicted front is kept until what it is made of changes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
+from app import forecast_view
 from app.front import Axis, Guess, guess_of, guesses
-from app.state import State, workspace
-from core import forecast, outlook
+from app.state import State
+from core import outlook
 from core.forecast import Forecast
+from core.latency_table import LatencyTable
 from core.layers import Profile
 from core.outlook import Outlook
 from core.recipe import Recipe
-from core.workspace import Workspace
-
-FILES = ("sensitivity-{}.jsonl", "calibration-{}.jsonl", "baseline-{}.json")
-Stamp = tuple[object, ...]
 
 
 def band(now: State, axis: Axis) -> tuple[Guess, ...]:
@@ -32,37 +28,21 @@ def plan(now: State, axis: Axis, number: int) -> Recipe:
 
 def here(now: State, profile: Profile, axis: Axis) -> tuple[float | None, Guess | None]:
     """The recipe at the sliders: its cost in the axis's unit, and with the accuracy that is predicted for it."""
-    cost = outlook.cost_on(profile, now.recipe, axis.key)
+    cost = outlook.cost_on(profile, now.recipe, axis.key, forecast_view.load_times(now))
     if cost is None:
         return None, None
-    known = _known(now)
-    told = known and guess_of(Outlook(now.recipe, cost, outlook.expect(known, now.recipe)), axis)
+    known = forecast_view.load(now)
+    told = known and guess_of(Outlook(now.recipe, cost, known.predict(now.recipe)), axis)
     return cost * axis.scale, told or None
 
 
-def _known(now: State) -> Forecast | None:
-    return _forecast(now.model, now.data, _stamp(workspace(), now)) if now.model and now.data else None
-
-
 def _plans(now: State, axis: Axis) -> tuple[Outlook, ...]:
-    return _front(now.model, now.data, axis.key, _stamp(workspace(), now)) if now.model and now.data else ()
-
-
-def _stamp(space: Workspace, now: State) -> Stamp:
-    """Equal for equal files: what a forecast is made of, and the candidates that have joined it."""
-    folder, name = space.folder("models", str(now.model)), Path(str(now.data)).name
-    found = [f.stat() for file in FILES if (f := folder / file.format(name)).exists()]
-    made = tuple(sorted(f.parent.name for f in space.root.glob("candidates/*/candidate.json")))
-    return str(space.root), tuple((x.st_mtime_ns, x.st_size) for x in found), made
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _forecast(model: str, data: str, stamp: Stamp) -> Forecast | None:
-    """Shared by all tabs: nothing changes it."""
-    return forecast.load(workspace(), model, data)
+    known = forecast_view.load(now)
+    times = forecast_view.load_times(now) if axis.key == "latency" else None
+    about = (now.model, now.data, *forecast_view.stamps(now), times is not None)
+    return _front(about, axis.key, known, times) if known else ()
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _front(model: str, data: str, axis: str, stamp: Stamp) -> tuple[Outlook, ...]:
-    known = _forecast(model, data, stamp)
-    return outlook.front(known, axis) if known else ()
+def _front(about: tuple[object, ...], axis: str, _known: Forecast, _times: LatencyTable | None) -> tuple[Outlook, ...]:
+    return outlook.front(_known, axis, latency=_times)

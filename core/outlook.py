@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.choices import Choices
-from core.errors import RecipeError
 from core.forecast import FEWEST, Forecast, Prediction
 from core.latency_table import LatencyTable
 from core.layers import Profile
-from core.plan import plan_of, steps_of
+from core.plan import steps_of
 from core.predict import costs
 from core.recipe import Recipe
-from core.sensitivity_table import LEVELS, SensitivityTable
+from core.recipe_latency import predict_latency
+from core.sensitivity_table import LEVELS
 
 INT8_LAYER_BYTES = 1500  # of nodes and scales around one int8 layer, seen in exported files
 WIDTHS = LEVELS["prune_channels"]
@@ -47,30 +47,14 @@ class Outlook:
 def cost_on(profile: Profile, recipe: Recipe, axis: str, latency: LatencyTable | None = None) -> float | None:
     """What a recipe costs on an axis of the chart; None where that is not known before it is run."""
     if axis == "latency":
-        return _latency(profile, recipe, latency) if latency else None
+        speed = predict_latency(profile, recipe, latency) if latency else None
+        return 1 / speed.speedup if speed and speed.speedup else None
     cost = costs(profile, recipe)
     if axis != "size_bytes":
         return float(getattr(cost, axis))
     graph = profile.file_bytes - costs(profile, Recipe()).weight_bytes
     integer = any(step.technique == "quantize" and step.record.mode != "float16" for step in recipe.active)
     return float(cost.weight_bytes + graph + INT8_LAYER_BYTES * len(profile.tunable) * integer)
-
-
-def _latency(profile: Profile, recipe: Recipe, table: LatencyTable) -> float | None:
-    try:
-        plan, _ = plan_of(profile, recipe)
-    except RecipeError:  # the step has no plan, so its operators are not known
-        return None
-    choices = Choices(profile, SensitivityTable({}, {}), {}, latency=table)  # costs need no sensitivity
-    return choices.cost_of(plan)[2] / choices.cost_of({})[2]
-
-
-def expect(forecast: Forecast, recipe: Recipe) -> Prediction:
-    """The forecast of a recipe; one that has none says why instead of raising."""
-    try:
-        return forecast.predict(recipe)
-    except RecipeError as error:
-        return Prediction(None, None, None, 0.0, False, str(error))
 
 
 def front(forecast: Forecast, axis: str, multiple: int = 8, latency: LatencyTable | None = None) -> tuple[Outlook, ...]:
@@ -89,7 +73,7 @@ def front(forecast: Forecast, axis: str, multiple: int = 8, latency: LatencyTabl
     made = []
     for plan in choices.front(kind, COUNT):
         recipe = Recipe(steps_of(plan.levels))
-        cost, prediction = cost_on(forecast.profile, recipe, axis, latency), expect(forecast, recipe)
+        cost, prediction = cost_on(forecast.profile, recipe, axis, latency), forecast.predict(recipe)
         if cost is not None and prediction.value is not None:
             made.append(Outlook(recipe, cost, prediction))
     return thin(made)

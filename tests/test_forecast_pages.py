@@ -227,8 +227,8 @@ def test_bars_hold_each_settings_cost_for_the_browser(space: Workspace) -> None:
     assert found["rows"]["layer3.0.conv1"]["points"][at] < row["points"][at]
     assert sensitivity_rows.loss_data(known, CATALOG["distill"]) == {"settings": [], "rows": {}}
     bits = sensitivity_rows.loss_data(known, CATALOG["quantize_weights"])
-    assert bits["settings"] == [4.0, 8.0, 32.0]
-    assert bits["rows"]["conv1"]["bar"][2] == 0.0
+    assert bits["settings"] == [3.0, 4.0, 5.0, 6.0, 8.0, 32.0]
+    assert bits["rows"]["conv1"]["bar"][-1] == 0.0
 
 
 def test_ranks_alone_give_bars_without_points(bare: Workspace) -> None:

@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.errors import RecipeError
 from core.forecast import Forecast, Point, Prediction
 from core.latency_table import LatencyTable, Operator
 from core.layers import Profile
-from core.outlook import INT8_LAYER_BYTES, STEPS, Outlook, cost_on, expect, front, thin
+from core.outlook import INT8_LAYER_BYTES, STEPS, Outlook, cost_on, front, thin
 from core.predict import costs, shape_of
 from core.recipe import Recipe, Step
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable, severity
@@ -68,15 +67,6 @@ def test_latency_is_a_share_of_the_originals() -> None:
     assert cost_on(RESNET, INT8, "latency") is None
     last = front(make_forecast(), "latency", latency=table)[-1]
     assert (last.cost, last.prediction.value) == (1.0, 0.9)
-
-
-def test_a_recipe_without_a_forecast_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Forecast, recipe: Recipe) -> Prediction:
-        raise RecipeError("Melt has no forecast.")
-
-    monkeypatch.setattr(Forecast, "predict", refuse)
-    found = expect(make_forecast(), INT8)
-    assert (found.value, found.reason) == (None, "Melt has no forecast.")
 
 
 @pytest.mark.parametrize("axis", ["macs", "params", "size_bytes"])

@@ -12,7 +12,6 @@ from core.cards import DataCard, ModelCard
 from core.layers import Profile
 from core.predict import costs
 from core.recipe import Recipe
-from core.sensitivity_table import LEVELS, Cell, append_lines, row_of, severity
 from core.workspace import Workspace, write_json
 
 CLASSES = ("bird", "cat", "dog")
@@ -44,28 +43,6 @@ def made_of(profile: Profile, recipe: Recipe, wrong: list[int], latency: tuple[L
     left = costs(profile, recipe)
     size = left.weight_bytes + 9000
     return replace(scores(profile, wrong, latency), size_bytes=size, params=left.params, macs=left.macs)
-
-
-def write_forecast(space: Workspace, profile: Profile) -> None:
-    """A sensitivity table with KL = severity² everywhere, and measured plans that lose 0.02 of accuracy per nat."""
-    folder = space.folder("models", "net-1")
-    rows = [
-        Cell(name, technique, level, kl=severity(technique, level) ** 2)
-        for technique, names in (
-            ("prune_channels", [g.name for g in profile.groups if not g.blocked]),
-            ("quantize", [x.name for x in profile.tunable]),
-        )
-        for name in names
-        for level in LEVELS[technique]
-    ]
-    append_lines(folder / "sensitivity-pets-1.jsonl", [{}, *map(row_of, rows)])
-    first = next(g.name for g in profile.groups if not g.blocked)
-    plans: list[dict[str, object]] = [
-        {"plan": [[first, "prune_channels", share]], "repaired": repaired, "drop": {"accuracy": 0.02 * share**2}}
-        for share in np.linspace(0.05, 0.95, 8).tolist()
-        for repaired in (False, True)
-    ]
-    append_lines(folder / "calibration-pets-1.jsonl", [{}, *plans])
 
 
 def write_workspace(root: Path, profile: Profile, recipes: tuple[str, ...] = ()) -> Workspace:
