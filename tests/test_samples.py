@@ -101,7 +101,7 @@ def test_training_is_the_same_every_time_and_after_a_stop(tmp_path: Path) -> Non
         pass
 
     def stop(module: torch.nn.Module, *_: object) -> None:
-        if checkpoint.exists():
+        if checkpoint.with_suffix(".1").exists():
             raise Stopped
 
     handle = torch.nn.modules.module.register_module_forward_hook(stop)
