@@ -3,7 +3,7 @@
     python benchmarks/web_start.py [--runs 5]
 
 From the start of the process to the first page drawn in Chromium (goal: 2 s), and the resident memory after every page
-was opened once (goal: 150 MB). The workspace holds the first sample and no job runs, so that only the web process is measured.
+was opened once (goal: 150 MB). The workspace holds the first sample and no job runs: only the web process is measured.
 """
 
 from __future__ import annotations
