@@ -33,11 +33,12 @@ def start_upload(model: dict[str, Any], data: dict[str, Any] | None) -> None:
 
 
 def followed() -> Job | None:
-    """The opening this tab waits for; a tab that chose nothing yet waits for any that is on its way."""
+    """The opening this tab waits for. A tab that chose nothing yet waits for any that is on its way, and one whose
+    model has no data yet for the opening that is bringing them."""
     here = state.current()
-    if here.job is None and here.model is None:
-        waiting = (job.id for job in state.jobs().list() if job.live and job.kind == "open")
-        here.job = next(waiting, None)
+    if here.job is None and here.data is None:
+        live = (job for job in state.jobs().list() if job.live and job.kind == "open")
+        here.job = next((job.id for job in live if here.model in (None, (job.metrics or {}).get("model"))), None)
     try:
         return state.jobs().get(here.job) if here.job else None
     except StudioError:

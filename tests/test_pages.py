@@ -11,8 +11,10 @@ from streamlit.testing.v1 import AppTest
 from app.state import KEY
 from core.jobs import JobStore
 from core.recipe import Recipe, Step
-from core.workspace import Workspace
+from core.workspace import Workspace, write_json
+from tests.profiles import resnet
 from tests.studio import open_digits, run_int8
+from tests.workspaces import write_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py") if path.stem != "__init__")
@@ -185,3 +187,22 @@ def test_runs_lists_jobs_and_candidates(full: dict[str, Any]) -> None:
     said = words(tab)
     assert "Open LeNet on Digits" in said
     assert "Quantize int8" in said
+
+
+def test_a_new_tab_waits_for_the_data_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is there before its data: a tab opened in between follows the opening, and shows what it brings."""
+    monkeypatch.setenv("CNN_STUDIO_HOME", str(tmp_path))
+    monkeypatch.setattr(JobStore, "pump", lambda self: None)
+    space = write_workspace(tmp_path, resnet(1))
+    away = space.folder("data", "pets-1").rename(tmp_path / "pets-1")
+    store = JobStore(space)
+    job = store.submit("open", {"model": {}, "data": {}}, "Open my net")
+    state = {"status": "queued", "message": "Reading the data", "metrics": {"model": "net-1"}}
+    write_json(store.root / job / "state.json", state)
+    tab = studio("library")
+    assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == (None, job)
+    away.rename(space.folder("data", "pets-1"))
+    result = {"model": "net-1", "data": "pets-1"}
+    write_json(store.root / job / "state.json", {"status": "done", "result": result})
+    tab.run()
+    assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == ("pets-1", None)
