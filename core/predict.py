@@ -115,10 +115,8 @@ class Network:
     def zeros_in(self, layer: Layer, weights: int) -> int:
         """Where channels went after the zeros came, only their share is known."""
         zeros, of = self.zeros.get(layer.name, (0, weights))
-        if weights == of:
-            return zeros
-        self.exact = False
-        return round(zeros * weights / of)
+        self.exact &= weights == of
+        return zeros if weights == of else round(zeros * weights / of)
 
     def bytes_of(self, layer: Layer, size: _Size) -> int:
         """Integer weights come with a float scale for each channel; biases and norms take four bytes all the same."""
@@ -136,8 +134,8 @@ class Network:
             macs += size.macs
             stored += self.bytes_of(part, size)
             zeros += self.zeros_in(part, size.weights)
-        note = self.notes.get(name, "")
-        return LayerCost(name, params, macs, stored, sizes[0].into, sizes[-1].out, note, params - zeros)
+        into, out, note = sizes[0].into, sizes[-1].out, self.notes.get(name, "")
+        return LayerCost(name, params, macs, stored, into, out, note, params - zeros)
 
 
 def _prune_channels(net: Network, step: Step) -> None:
