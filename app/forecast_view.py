@@ -113,16 +113,17 @@ def figures(now: State, profile: Profile, known: Forecast | None, table: Latency
     if known is None:
         return
     with st.grid(2, min_column_width=200, key="predicted"):
-        _show(*accuracy_words(known, known.predict(now.recipe)))
+        # what nothing changes is the original's own accuracy, which was verified and not predicted
+        _show(*accuracy_words(known, known.predict(now.recipe)), "predicted" if now.recipe.active else "verified")
         if table is not None:
             slower = slower_layers(profile, now.recipe, table)
-            _show(*latency_words(predict_latency(profile, now.recipe, table), slower))
+            _show(*latency_words(predict_latency(profile, now.recipe, table), slower), "predicted")
 
 
-def _show(label: str, value: str, detail: str, faint: bool) -> None:
+def _show(label: str, value: str, detail: str, faint: bool, badge: str) -> None:
     """One card, in the size of the layer table's own."""
     with st.container(border=True, gap=None, height="stretch"):
-        st.markdown(f":small[{label}] {inline_badge('predicted')}")
+        st.markdown(f":small[{label}] {inline_badge(badge)}")
         look = "opacity:0.45;" if faint else ""
         st.html(
             f'<div style="{look}font-size:1.5rem;font-weight:600;line-height:1.25">{escape(value)}</div>'

@@ -82,6 +82,7 @@ def test_the_prediction_follows_the_recipe_and_undo(space: Workspace) -> None:
     baseline = 29 / 30
     assert f"{100 * baseline:.1f} %" in text(tab)
     assert "nothing is changed" in text(tab)
+    assert [m.value.split()[-1] for m in tab.markdown if "[Accuracy]" in m.value] == ["verified]"]
     assert "measure" not in [b.key for b in tab.button]  # all is measured
     load(tab, "recipe: 1\nsteps:\n- quantize: {}\n")
     known = forecasts.load(space, "net-1", "pets-1")
@@ -90,6 +91,7 @@ def test_the_prediction_follows_the_recipe_and_undo(space: Workspace) -> None:
     assert found.value is not None
     assert f"{100 * found.value:.1f} %" in text(tab)
     assert "2.00× as fast; batch 1, 1 thread" in text(tab)
+    assert [m.value.split()[-1] for m in tab.markdown if "[Accuracy]" in m.value] == ["predicted]"]
     click(tab, "Undo--1")
     assert "nothing is changed" in text(tab)
 
