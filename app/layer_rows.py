@@ -137,7 +137,8 @@ def cost_profile(profile: Profile) -> dict[str, Any]:
         for layer in profile.layers
     ]
     groups = [
-        {"name": g.name, "channels": g.channels, "layers": g.layers, "blocked": bool(g.blocked)} for g in profile.groups
+        {"name": g.name, "channels": g.channels, "layers": g.layers, "branch": g.branch, "blocked": bool(g.blocked)}
+        for g in profile.groups
     ]
     return {"layers": layers, "groups": groups}
 

@@ -188,7 +188,8 @@ class Choices:
         if technique == "prune_channels":
             channels = self.profile.group(name).channels
             kept = {kept_channels(channels, ratio, self.multiple) for ratio in wanted} - {channels}
-            return (neutral, *[1 - k / channels for k in sorted(kept, reverse=True)])
+            gone = (1.0,) if self.profile.group(name).branch and wanted else ()
+            return (neutral, *[1 - k / channels for k in sorted(kept, reverse=True)], *gone)
         if technique == "factorize":
             layer = self.profile.layer(name)
             shape = shape_of(layer, layer.in_channels, layer.out_channels)
@@ -207,11 +208,14 @@ class Choices:
         if key not in self._known.touched:
             whole = technique == "prune_channels"
             self._known.touched[key] = [
-                x
-                for x in self.profile.weighing
-                if (x.group == name or any(f.group == name for f in x.inputs) if whole else x.name == name)
+                x for x in self.profile.weighing if (self._meets(x, name) if whole else x.name == name)
             ]
         return self._known.touched[key]
+
+    def _meets(self, layer: Layer, group: str) -> bool:
+        """Whether the layer's size depends on the group's width."""
+        feeds = any(feed.group == group for feed in layer.inputs)
+        return feeds or layer.group == group or layer.name in self.profile.group(group).branch
 
     def _sum(self, layers: Sequence[Layer], plan: Plan) -> Costs:
         macs = size = time = 0.0
@@ -227,6 +231,8 @@ class Choices:
 
     def _layer(self, layer: Layer, plan: Plan) -> Costs:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""
+        if any(self._width(name, plan) == 0 for name in self.profile.ends.get(layer.name, ())):
+            return 0.0, 0.0, 0.0
         into = sum(self._width(f.group, plan) * f.repeat for f in layer.inputs) or layer.in_channels
         out = self._width(layer.group, plan) if layer.group else layer.out_channels
         rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)

@@ -55,6 +55,7 @@ class Group:
     channels: int
     layers: tuple[str, ...]  # the layers that produce these channels, in order
     blocked: str = ""  # why no channel can be removed, as a sentence; "" when they can
+    branch: tuple[str, ...] = ()  # the layers that disappear once it is empty; none where one channel has to stay
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ class Profile:
     def _named(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def ends(self) -> dict[str, tuple[str, ...]]:
+        """Layer → the groups that take it along once they are empty."""
+        found: dict[str, tuple[str, ...]] = {}
+        for group in self.groups:
+            found |= {name: (*found.get(name, ()), group.name) for name in group.branch}
+        return found
+
     def layer(self, name: str) -> Layer:
         return next(x for x in self.layers if x.name == name)
 
@@ -107,7 +116,8 @@ class Profile:
             )
             for row in values["layers"]
         )
-        groups = tuple(Group(**{**row, "layers": tuple(row["layers"])}) for row in values["groups"])
+        lists = ("layers", "branch")
+        groups = tuple(Group(**{**row, **{k: tuple(row[k]) for k in lists}}) for row in values["groups"])
         return cls(**{**values, "layers": layers, "groups": groups})
 
 
@@ -121,6 +131,11 @@ def kept_channels(channels: int, ratio: float, multiple: int) -> int:
         return channels
     wanted = channels * (1 - ratio)
     return int(min(channels, max(multiple, np.floor(wanted / multiple + 0.5) * multiple)))
+
+
+def width_after(group: Group, channels: int, ratio: float, multiple: int) -> int:
+    """Channels that a group of now `channels` keeps: none only where all are asked for and its branch can go."""
+    return 0 if ratio >= 1 and group.branch else kept_channels(channels, ratio, multiple)
 
 
 def dial_for(layers: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -147,9 +162,12 @@ def explain(profile: Profile, name: str, multiple: int = 8) -> str:
     together = f" Its channels are removed together with those of {shown}, since their outputs meet." if others else ""
     if group.blocked:
         return f"{name} keeps its {layer.out_channels} channels. {group.blocked}{together}"
+    gone = " At 100 % the whole residual branch disappears, and with it its time." if group.branch else ""
     if group.channels <= multiple:
-        return f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}"
-    return f"{name} can go from {group.channels} channels to {_widths(group.channels, multiple)}{together}"
+        return (
+            f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}{gone}"
+        )
+    return f"{name} can go from {group.channels} channels to {_widths(group.channels, multiple)}{together}{gone}"
 
 
 def _widths(channels: int, multiple: int) -> str:

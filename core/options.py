@@ -28,7 +28,14 @@ def option(
 
 @dataclass(frozen=True)
 class PruneChannels:
-    ratio: float = option(0.3, "Share of channels removed.", low=0.0, high=0.95, step=0.01, unit="%")
+    ratio: float = option(
+        0.3,
+        "Share of channels removed. At 100 % a residual block disappears; elsewhere one block of channels stays.",
+        low=0.0,
+        high=1.0,
+        step=0.01,
+        unit="%",
+    )
     criterion: str = option(
         "l2", "How a channel's importance is scored.", choices=("l1", "l2", "bn_scale", "taylor", "fpgm")
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.catalog import CATALOG
 from core.errors import RecipeError
-from core.layers import Profile, dial_for, kept_channels
+from core.layers import Profile, dial_for, width_after
 from core.predict import shape_of
 from core.ranks import refusal
 from core.recipe import Recipe, Step
@@ -58,7 +58,8 @@ def _channels(profile: Profile, step: Step) -> Iterable[tuple[str, float]]:
     for group in profile.groups:
         if not group.blocked:
             ratio = dial_for(step.layers, group.name, step.record.ratio)
-            yield group.name, 1 - kept_channels(group.channels, ratio, step.record.multiple) / group.channels
+            kept = width_after(group, group.channels, ratio, step.record.multiple)
+            yield group.name, 1 - kept / group.channels
 
 
 def _weights(profile: Profile, step: Step) -> Iterable[tuple[str, float]]:

@@ -1,7 +1,7 @@
 """Recipe → parameters, MACs and bytes of every layer, at once and exactly, from the profile alone: no tensor, no run.
 
 Each step changes a small model of the network (the widths of its channel groups, its layers, their zeros and bits) just
-as the technique changes the real one; the rules are shared (`kept_channels`, `ranks`), so the sums are equal.
+as the technique changes the real one; the rules are shared (`width_after`, `ranks`), so the sums are equal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from core.layers import Feed, Group, Layer, Profile, dial_for, kept_channels
+from core.layers import Feed, Group, Layer, Profile, dial_for, width_after
 from core.ranks import ANSWER, Shape, factors, refusal
 from core.recipe import Recipe, Step
 
@@ -79,6 +79,7 @@ class Network:
         self.width: dict[str, int] = {group.name: group.channels for group in profile.groups}
         self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
         self.bits: dict[str, int] = {}  # layer or factor → 3 to 8 or 16 where not 32
+        self.gone: set[str] = set()  # layers and factors that disappeared
         self.notes: dict[str, str] = {}
         self.exact = True
 
@@ -99,6 +100,8 @@ class Network:
 
     def size(self, layer: Layer) -> _Size:
         """What the layer is now. Weights are without biases, and 0 where it is no convolution and not linear."""
+        if layer.name in self.gone:
+            return _Size(0, 0, 0, 0, 0)
         into, out = self.channels(layer)
         if layer.kind in ("norm", "other"):
             follows = layer.out_channels and (layer.group in self.width or layer.kind == "norm")
@@ -145,8 +148,13 @@ def _prune_channels(net: Network, step: Step) -> None:
         ratio = dial_for(step.layers, name, options.ratio)
         if group.blocked and ratio > 0:
             net.notes |= dict.fromkeys(group.layers, group.blocked)
-        elif options.criterion != "bn_scale" or name in normed:
-            net.width[name] = kept_channels(net.width[name], ratio, options.multiple)
+            continue
+        width = width_after(group, net.width[name], ratio, options.multiple)
+        if not width or options.criterion != "bn_scale" or name in normed:
+            net.width[name] = width
+            net.gone |= {
+                part.name for layer in group.branch if not net.width[name] for part in net.parts.get(layer, ())
+            }
     net.exact &= options.scope == "layer" or options.ratio == 0
 
 
@@ -182,7 +190,7 @@ def _factorize(net: Network, step: Step) -> None:
 
 
 def _split(net: Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
-    if layer.kind in ("shortcut", "norm", "other"):
+    if layer.kind in ("shortcut", "norm", "other") or layer.name in net.gone:
         return [layer]
     shape = shape_of(layer, *net.channels(layer))
     reason = refusal(shape, method, rank)

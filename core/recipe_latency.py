@@ -74,7 +74,7 @@ def layer_times(profile: Profile, recipe: Recipe, table: LatencyTable) -> dict[s
     integer = any(step.technique == "quantize" for step in recipe.active)
     found = {}
     for name, parts in net.parts.items():
-        shapes = [(part, _shape(part, *net.channels(part))) for part in parts]
+        shapes = [(part, _shape(part, *net.channels(part))) for part in parts if part.name not in net.gone]
         bits = [net.bits.get(part.name, 32) if integer else 32 for part, _ in shapes]
         found[name] = sum(table.operator(shape, b) for (_, shape), b in zip(shapes, bits, strict=True) if shape)
     return found

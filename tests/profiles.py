@@ -68,6 +68,7 @@ def resnet(blocks: int) -> Profile:
     """A CIFAR ResNet of 6 · blocks + 2 layers: 3 gives ResNet-20, 9 gives ResNet-56."""
     layers, members = [layer("conv1", "conv", (3, 16), 3, (32, 32), "conv1")], {"conv1": ["conv1"]}
     stream, width, side = "conv1", 16, 32
+    branches: dict[str, tuple[str, ...]] = {}
     for stage, (out, after) in enumerate(((16, 32), (32, 16), (64, 8)), 1):
         for block in range(blocks):
             name, into = f"layer{stage}.{block}", stream
@@ -78,11 +79,11 @@ def resnet(blocks: int) -> Profile:
                 layers.append(layer(stream, "conv", (width, out), 1, (side, after), stream, (Feed(into),)))
                 members[stream] = [stream]
             layers.append(layer(second, "conv", (out, out), 3, (after, after), stream, (Feed(first),)))
-            members[first] = [first]
+            members[first], branches[first] = [first], (first, second)
             members[stream].append(second)
             width, side = out, after
     layers.append(layer("fc", "linear", (64, 10), 1, (1, 1), "fc", (Feed(stream),), bias=True))
     channels = {x.name: x.out_channels for x in layers}
-    groups = [Group(name, channels[name], tuple(n)) for name, n in members.items()]
+    groups = [Group(name, channels[name], tuple(n), branch=branches.get(name, ())) for name, n in members.items()]
     answer = Group("fc", 10, ("fc",), "Its channels are the model's answer: one for each class.")
     return whole(tuple(layers), (*groups, answer))

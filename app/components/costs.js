@@ -16,12 +16,15 @@ const keptChannels = (channels, ratio, multiple) => {
   return Math.min(channels, Math.max(multiple, Math.floor((channels * (1 - ratio)) / multiple + 0.5) * multiple));
 };
 
+// A group without which a residual branch does nothing takes it along.
+const widthAfter = (group, channels, ratio, multiple) => (ratio >= 1 && group.branch.length ? 0 : keptChannels(channels, ratio, multiple));
+
 function costs(profile, steps) {
   const net = {
     parts: new Map(profile.layers.map((layer) => [layer.name, [layer]])),
     groups: new Map(profile.groups.map((group) => [group.name, group])),
     width: Object.fromEntries(profile.groups.map((group) => [group.name, group.channels])),
-    zeros: {}, bits: {}, kept: {}, exact: true,
+    zeros: {}, bits: {}, kept: {}, gone: new Set(), exact: true,
   };
   for (const step of steps) if (step.enabled && STEPS[step.technique]) STEPS[step.technique](net, step);
   const layers = Object.fromEntries([...net.parts].map(([name, parts]) => [name, layerCost(net, name, parts)]));
@@ -41,19 +44,21 @@ const tunable = (layer) => !plain(layer) && layer.kind !== 'shortcut';
 const plain = (layer) => layer.kind === 'norm' || layer.kind === 'other';
 
 function channelsOf(net, layer) {
+  if (net.gone.has(layer.name)) return [0, 0];
   const into = layer.inputs.length ? sum(layer.inputs, ([group, repeat]) => net.width[group] * repeat) : layer.in_channels;
   if (layer.group in net.width) return [into, net.width[layer.group]];
   return [into, ['norm', 'depthwise'].includes(layer.kind) && layer.inputs.length ? into : layer.out_channels];
 }
 
 function weightsOf(net, layer) {
-  if (plain(layer)) return 0;
+  if (plain(layer) || net.gone.has(layer.name)) return 0;
   const [into, out] = channelsOf(net, layer), groups = layer.kind === 'depthwise' ? out : layer.groups;
   if (layer.kind === 'shortcut') return into === layer.in_channels && out === layer.out_channels ? 0 : into * out; // a copy costs nothing
   return Math.floor(into / groups) * out * layer.kernel[0] * layer.kernel[1];
 }
 
 function paramsOf(net, layer) {
+  if (net.gone.has(layer.name)) return 0;
   const out = channelsOf(net, layer)[1];
   if (!plain(layer)) return weightsOf(net, layer) + (layer.bias ? out : 0);
   const follows = layer.group in net.width || layer.kind === 'norm';
@@ -61,6 +66,7 @@ function paramsOf(net, layer) {
 }
 
 function macsOf(net, layer) {
+  if (net.gone.has(layer.name)) return 0;
   if (plain(layer)) return layer.macs;
   if (layer.kind === 'shortcut') return weightsOf(net, layer) * layer.output_shape[1] * layer.output_shape[2];
   return Math.floor((layer.macs * weightsOf(net, layer)) / (layer.params - (layer.bias ? layer.out_channels : 0)));
@@ -86,8 +92,11 @@ function pruneChannels(net, step) {
   const { ratio, criterion, multiple, scope } = step.options;
   const normed = new Set(layersOf(net).filter((layer) => layer.kind === 'norm').flatMap((layer) => layer.inputs.map(([group]) => group)));
   for (const [name, group] of net.groups) {
-    if (group.blocked && dialOf(step, 'ratio', name) > 0) group.layers.forEach((layer) => { net.kept[layer] = 'blocked'; });
-    else if (criterion !== 'bn_scale' || normed.has(name)) net.width[name] = keptChannels(net.width[name], dialOf(step, 'ratio', name), multiple);
+    const ratio = dialOf(step, 'ratio', name);
+    if (group.blocked && ratio > 0) { group.layers.forEach((layer) => { net.kept[layer] = 'blocked'; }); continue; }
+    const width = widthAfter(group, net.width[name], ratio, multiple);
+    if (!width || criterion !== 'bn_scale' || normed.has(name)) net.width[name] = width;
+    if (!net.width[name]) group.branch.flatMap((layer) => net.parts.get(layer) ?? []).forEach((part) => net.gone.add(part.name));
   }
   net.exact &&= scope === 'layer' || ratio === 0;
 }
@@ -113,7 +122,7 @@ function factorize(net, step) {
 
 function split(net, step, origin, layer, last) {
   const own = dialFor(step.layers, layer.name), rank = own ?? step.options.rank;
-  if (rank >= 1 || !tunable(layer)) return [layer];
+  if (rank >= 1 || !tunable(layer) || net.gone.has(layer.name)) return [layer];
   if (last && own === undefined && layer.kind === 'linear') { net.kept[origin] = 'not split'; return [layer]; }
   const shape = shapeOf(layer, ...channelsOf(net, layer)), pieces = pays(shape, step.options.method, rank);
   if (!pieces) { net.kept[origin] = 'not split'; return [layer]; }
@@ -121,7 +130,7 @@ function split(net, step, origin, layer, last) {
   return pieces.map((piece, i) => {
     const name = `${layer.name}.${i}`, last = i === pieces.length - 1;
     if (!last) {
-      net.groups.set(name, { name, channels: piece.out, layers: [name], blocked: false });
+      net.groups.set(name, { name, channels: piece.out, layers: [name], branch: [], blocked: false });
       net.width[name] = piece.out;
     }
     const part = {

@@ -30,7 +30,8 @@ class Unit:
 def find_units(changed: nn.Module, graph: fx.Graph, original: nn.Module, reference: fx.Graph) -> dict[fx.Node, Unit]:
     """The convolutions and linear layers that run once and have a counterpart, by their node, in order of execution."""
     modules, known = dict(changed.named_modules()), dict(original.named_modules())
-    goals = {_key(node): node for node in reference.nodes}
+    goals = {str(node.target): node for node in reference.nodes if node.op == "call_module"}
+    sums = {name: total for name, node in goals.items() if (total := _sum_of(node)) is not None}
     runs = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     units: dict[fx.Node, Unit] = {}
     for node in graph.nodes:
@@ -46,8 +47,8 @@ def find_units(changed: nn.Module, graph: fx.Graph, original: nn.Module, referen
         total = _only_user(output)
         other = _other_summand(total, output)
         taken = {unit.goal for unit in units.values()}
-        if other is not None and total is not None and total.name in goals and goals[total.name] not in taken:
-            goal = goals[total.name]
+        if other is not None and twin in sums and sums[twin] not in taken:
+            goal = sums[twin]
         elif twin in goals:
             goal, other = goals[twin], None
         else:
@@ -56,25 +57,30 @@ def find_units(changed: nn.Module, graph: fx.Graph, original: nn.Module, referen
     return units
 
 
-def touched_nodes(changed: nn.Module, graph: fx.Graph, original: nn.Module) -> set[fx.Node]:
-    """The operators whose weights differ from the original's, and all that follow from them."""
+def touched_nodes(changed: nn.Module, graph: fx.Graph, original: nn.Module, reference: fx.Graph) -> set[fx.Node]:
+    """The operators whose weights differ from the original's or that follow a module that is gone, and all that follow
+    from them."""
     before = original.state_dict()
     differs = [
         key
         for key, value in changed.state_dict().items()
         if key not in before or before[key].shape != value.shape or not torch.equal(before[key], value)
     ]
+    behind = _behind_gap(graph, reference)
     touched: set[fx.Node] = set()
     for node in graph.nodes:
         own = node.op in ("call_module", "get_attr") and any(f"{key}.".startswith(f"{node.target}.") for key in differs)
-        if own or any(source in touched for source in node.all_input_nodes):
+        if own or str(node.target) in behind or any(source in touched for source in node.all_input_nodes):
             touched.add(node)
     return touched
 
 
-def _key(node: fx.Node) -> str:
-    """What an operator is called in both networks."""
-    return str(node.target) if node.op == "call_module" else node.name
+def _behind_gap(graph: fx.Graph, reference: fx.Graph) -> set[str]:
+    """The modules that the original runs after the first of those that are no longer run."""
+    still = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    order = [str(node.target) for node in reference.nodes if node.op == "call_module"]
+    first = next((n for n, name in enumerate(order) if name not in still), len(order))
+    return set(order[first:])
 
 
 def _twin(name: str, modules: Mapping[str, nn.Module], known: Mapping[str, nn.Module]) -> str:
@@ -89,6 +95,12 @@ def _twin(name: str, modules: Mapping[str, nn.Module], known: Mapping[str, nn.Mo
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _sum_of(output: fx.Node) -> fx.Node | None:
+    """The sum of two that is all that `output` is used for."""
+    total = _only_user(output)
+    return None if _other_summand(total, output) is None else total
 
 
 def _other_summand(total: fx.Node | None, output: fx.Node) -> fx.Node | None:

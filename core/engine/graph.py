@@ -13,6 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from core.engine.branches import with_branches
 from core.engine.dependency import Dependency, build_dependency
 from core.engine.surgery import Call, calls, copy_model, evaluating, kind_of, remove_channels
 from core.layers import Feed, Group
@@ -46,7 +47,8 @@ def trace(module: nn.Module, example: Tensor) -> Structure:
     pair = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
     found = _read(module, pair)
     broken = _broken(module, pair, found)
-    return replace(found, groups=tuple(replace(g, blocked=broken.get(g.name, g.blocked)) for g in found.groups))
+    groups = tuple(replace(g, blocked=broken.get(g.name, g.blocked)) for g in found.groups)
+    return replace(found, groups=with_branches(module, groups))
 
 
 def _read(module: nn.Module, example: Tensor) -> Structure:

@@ -31,7 +31,7 @@ from core.machine import processor
 from core.recipe import Recipe, Step
 from core.recipe_latency import layer_times
 
-RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the channels, removed from the models that are timed whole
+RATIOS = (0.25, 0.5, 0.75)  # of the channels, removed from the models that are timed whole
 SECONDS = 0.02  # on each operator in each round; its fastest run counts
 ROUNDS = 2  # far apart in time, so that a busy moment of the machine spoils none of them
 WHOLE_SECONDS = 0.5  # on each whole model in each round
@@ -43,7 +43,7 @@ def measure_latency(model: Model, data: Data, profile: Profile, report: Report =
     """The table of a model, its affine step fitted. Operators and whole models take turns."""
     operators = operators_of(profile)
     with tempfile.TemporaryDirectory() as folder:
-        files = list(_whole_models(model, data, Path(folder), part(report, 0.0, 0.3)))
+        files = list(_whole_models(model, data, profile, Path(folder), part(report, 0.0, 0.3)))
         x = np.zeros((1, *model.card.input_shape), np.float32)
         whole, tables = np.full(len(files), np.inf), []
         for number in range(ROUNDS):
@@ -77,17 +77,27 @@ def fit_whole(
     return replace(table, times=times)
 
 
-def _whole_models(model: Model, data: Data, folder: Path, report: Report) -> Iterator[tuple[Recipe, Path]]:
+def _prunings(profile: Profile) -> list[tuple[Step, ...]]:
+    """What is removed from the models that are timed whole: nothing, channels, and every second residual branch."""
+    values = {"repair": False, "reestimate": False}
+    branches = [group.name for group in profile.groups if group.branch][::2]
+    shares = [(Step("prune_channels", {"ratio": ratio, **values}),) for ratio in RATIOS]
+    short = Step("prune_channels", {"ratio": 0.0, **values}, dict.fromkeys(branches, 1.0))
+    return [(), *shares, *([(short,)] if branches else [])]
+
+
+def _whole_models(
+    model: Model, data: Data, profile: Profile, folder: Path, report: Report
+) -> Iterator[tuple[Recipe, Path]]:
     """The original and its pruned copies, float and int8; each with its recipe."""
-    for number, ratio in enumerate(RATIOS):
-        report(number / len(RATIOS), f"Exporting a model to time: {ratio:.0%} of the channels removed")
-        prune = Step("prune_channels", {"ratio": ratio, "repair": False, "reestimate": False})
+    prunings = _prunings(profile)
+    for number, steps in enumerate(prunings):
+        report(number / len(prunings), f"Exporting model {number + 1} of {len(prunings)} to time")
         made = Made(copy_model(model.module))
-        if ratio:
-            apply_step(prune, made, model, data, 0, folder / "scratch")
+        for step in steps:
+            apply_step(step, made, model, data, 0, folder / "scratch")
         file = folder / f"float-{number}.onnx"
         onnx_writer.export(made.module, model.card, file)
-        steps = (prune,) if ratio else ()
         yield Recipe(steps), file
         made.proto = onnx.load(file)
         apply_step(INT8, made, model, data, 0, folder / "scratch")

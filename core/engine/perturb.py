@@ -21,7 +21,7 @@ from core.engine.data import Images
 from core.engine.graph import trace
 from core.engine.techniques.factorize import measure_moments, split_matrix
 from core.engine.techniques.prune_channels import score
-from core.layers import Layer, Profile, kept_channels
+from core.layers import Layer, Profile, width_after
 from core.ranks import linear_rank, spatial_rank
 from core.sensitivity_table import Plan
 
@@ -67,7 +67,7 @@ def weight_of(module: nn.Module, layer: str) -> Tensor:
 def least_important(network: Network, group: str, ratio: float) -> Tensor:
     """Indices of the channels that a group loses."""
     importance = network.importance[group]
-    removed = len(importance) - kept_channels(len(importance), ratio, 1)
+    removed = len(importance) - width_after(network.profile.group(group), len(importance), ratio, 1)
     return torch.from_numpy(np.argsort(importance, kind="stable")[:removed])
 
 

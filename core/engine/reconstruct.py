@@ -59,7 +59,7 @@ def repair(
     except ModelError as error:
         return f"Not repaired: {error}."
     units = find_units(changed, graph, original, reference)
-    touched = touched_nodes(changed, graph, original)
+    touched = touched_nodes(changed, graph, original, reference)
     batches = _batches(original, reference, images, card)
     goals = Stream(original, reference, batches, [unit.goal for unit in units.values()])
 

@@ -46,6 +46,10 @@ def settings(profile: Profile) -> list[tuple[Key, float]]:
         for technique, levels in LEVELS.items():
             if turn < len(levels):
                 found += [((name, technique), levels[turn]) for name in rows_of(profile, technique)]
+        if turn == 0:
+            found += [
+                ((g.name, "prune_channels"), 1.0) for g in profile.groups if g.branch and consumers(profile, g.name)
+            ]
     return found
 
 

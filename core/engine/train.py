@@ -132,17 +132,20 @@ def fit(
     checkpoint: Path | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
     forward: nn.Module | None = None,
+    judge: Callable[[nn.Module], float] | None = None,
 ) -> list[Epoch]:
     """Train `module` in place; it ends with the weights of the best validation epoch, in evaluation mode.
 
     `after_step` runs after every update (masks of pruned weights are put back there). `forward` is a compiled twin
-    that shares the weights. Raises DataError without labels; `report` may raise Cancelled: the weights stay as trained.
+    that shares the weights. The best epoch is that of the highest `judge`, or of the highest accuracy on `validation`.
+    Raises DataError without labels; `report` may raise Cancelled: the weights stay as trained.
     """
     if train.y is None or validation.y is None:
         raise DataError("Training needs labels; received images without labels.")
     with placed(module):
         state = _State(module, plan, checkpoint)
-        _epochs(state, train, validation, card, loss, report, after_step, Mixed(module if forward is None else forward))
+        shared = Mixed(module if forward is None else forward)
+        _epochs(state, train, validation, card, loss, report, after_step, shared, judge)
         module.load_state_dict(state.best)
     module.eval()
     return state.curve
@@ -157,6 +160,7 @@ def _epochs(
     report: Report,
     after_step: Callable[[nn.Module], None] | None,
     forward: nn.Module,
+    judge: Callable[[nn.Module], float] | None,
 ) -> None:
     """Every epoch that is not done yet."""
     plan = state.plan
@@ -169,7 +173,8 @@ def _epochs(
             state.update(value, epoch * steps + step, plan.epochs * steps, after_step)
             total += float(value.detach()) * len(x)
             report((epoch + (step + 1) / steps) / plan.epochs, f"Training, epoch {epoch + 1} of {plan.epochs}")
-        state.finish(Epoch(epoch + 1, total / len(train), accuracy(state.average, validation, card)))
+        row = Epoch(epoch + 1, total / len(train), accuracy(state.average, validation, card))
+        state.finish(row, judge(state.average) if judge else row.accuracy)
         score = f"validation {state.curve[-1].accuracy:.2%}"
         report((epoch + 1) / plan.epochs, f"Epoch {epoch + 1} of {plan.epochs}: {score}")
 
@@ -193,12 +198,13 @@ class _State:
         self.average = copy.deepcopy(module) if plan.averaging else module
         self.best = copy.deepcopy(module.state_dict())
         self.curve: list[Epoch] = []
+        self.highest = -math.inf  # of what the best epoch is chosen by
         if path and path.exists():
             saved = torch.load(path, weights_only=True, map_location=device())
             module.load_state_dict(saved["module"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average.load_state_dict(saved["average"])
-            self.best = saved["best"]
+            self.best, self.highest = saved["best"], saved["highest"]
             self.curve = [Epoch(int(e), loss, score) for e, loss, score in saved["curve"]]
 
     def update(self, loss: Tensor, done: int, total: int, after_step: Callable[[nn.Module], None] | None) -> None:
@@ -215,9 +221,9 @@ class _State:
         if self.plan.averaging:
             _follow(self.average, self.module, min(self.plan.averaging, (done + 1) / (done + 10)))
 
-    def finish(self, row: Epoch) -> None:
-        if row.accuracy >= max((e.accuracy for e in self.curve), default=-1.0):
-            self.best = copy.deepcopy(self.average.state_dict())
+    def finish(self, row: Epoch, score: float) -> None:
+        if score >= self.highest:
+            self.best, self.highest = copy.deepcopy(self.average.state_dict()), score
         self.curve.append(row)
         if self.path:
             part = self.path.with_suffix(".part")
@@ -227,6 +233,7 @@ class _State:
                     "average": self.average.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "best": self.best,
+                    "highest": self.highest,
                     "curve": [[e.epoch, e.loss, e.accuracy] for e in self.curve],
                 },
                 part,

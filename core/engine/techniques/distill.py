@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.context import Context, Outcome
 from core.engine.data import Images, to_tensor
-from core.engine.precision import Mixed, placed
+from core.engine.precision import Mixed, device, placed
 from core.engine.surgery import shortcuts
 from core.engine.train import Epoch, Loss, Plan, accuracy, cross_entropy, fit
 from core.engine.zeros import surviving
@@ -120,6 +120,9 @@ def _parts(options: Distill, context: Context) -> tuple[Images, Images, nn.Modul
 def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], context: Context) -> Outcome:
     """Train `model` in place; the best epoch by validation is kept, and that may be the model as it came (epoch 0).
 
+    With a teacher the best is that of the smallest loss on the validation images. Their labels are poor judges: whoever
+    trained the original may have used those very images, and then what is left of its memory looks like accuracy.
+
     Raises DataError without labels and teacher. Resumes from `context.folder` after a kill.
     """
     train, validation, teacher, alpha = _parts(options, context)
@@ -131,8 +134,16 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     sample = train.take(slice(0, SAMPLE))
     inserted = () if has_batchnorm(model) else insert_batchnorm(model, to_tensor(sample.x, context.card))
     start = copy.deepcopy(model.state_dict())
-    first = Epoch(0, _loss_now(model, sample, loss, context), accuracy(model.eval(), validation, context.card))
+
+    def judge(module: nn.Module) -> float:
+        if teacher is None:
+            return accuracy(module, validation, context.card)
+        return -mean_loss(module, validation, loss, context)
+
     with placed(teacher):
+        with placed(model):
+            first = Epoch(0, mean_loss(model, sample, loss, context), accuracy(model, validation, context.card))
+            before = judge(model)
         curve = fit(
             model,
             train,
@@ -143,15 +154,24 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
             report=context.report,
             checkpoint=path,
             after_step=keep_zeros(model),
+            judge=judge,
         )
-    if first.accuracy > max(row.accuracy for row in curve):
+        with placed(model):
+            worse = judge(model) < before
+    if worse:
         model.load_state_dict(start)
     fold_batchnorm(model, inserted)
     return Outcome(model, curve=(first, *curve))
 
 
 @torch.no_grad()
-def _loss_now(model: nn.Module, images: Images, loss: Loss, context: Context) -> float:
+def mean_loss(module: nn.Module, images: Images, loss: Loss, context: Context) -> float:
+    """Of labelled images, as they are, in evaluation mode."""
     assert images.y is not None
-    model.eval()
-    return float(loss(model, to_tensor(images.x, context.card), torch.from_numpy(images.y)))
+    module.eval()
+    quick, total = Mixed(module), 0.0
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        y = torch.from_numpy(images.y[part]).to(device())
+        total += float(loss(quick, to_tensor(images.x[part], context.card), y)) * len(y)
+    return total / len(images)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.candidate import Skip
+from core.engine.branches import remove_branches
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
 from core.engine.graph import Structure, trace
@@ -27,7 +28,7 @@ from core.engine.reconstruct import repair
 from core.engine.reestimate import reestimate
 from core.engine.surgery import copy_model, remove_channels
 from core.errors import RecipeError
-from core.layers import Group, dial_for, kept_channels
+from core.layers import Group, dial_for, kept_channels, width_after
 from core.options import PruneChannels
 
 KEY = "prune_channels"
@@ -43,15 +44,21 @@ Scores = dict[str, NDArray[np.float64]]  # group → importance of each channel;
 
 
 def apply(model: nn.Module, options: PruneChannels, layers: Mapping[str, float], context: Context) -> Outcome:
-    """Cut `model` in place. A group follows the dial of its first layer, whose name it has; blocked ones are skipped.
+    """Cut `model`, which is not to be used afterwards. A group follows the dial of its first layer, whose name it has;
+    blocked ones are skipped. A group without which a residual branch does nothing takes it along at 100 %.
 
     Raises RecipeError for bn_scale on a network without BatchNorm.
     """
     context.report(0.0, "Finding which channels belong together")
     before = copy_model(model)
-    reference = context.teacher or before
     structure = trace(model, torch.zeros(1, *context.card.input_shape))
     ratios = {group.name: dial_for(layers, group.name, options.ratio) for group in structure.groups}
+    led = {layer: group.name for group in structure.groups for layer in group.layers}
+    gone = [group for group in structure.open if width_after(group, group.channels, ratios[group.name], 1) == 0]
+    if gone:
+        model = remove_branches(model, gone)
+        structure = trace(model, torch.zeros(1, *context.card.input_shape))
+        ratios = {group.name: ratios[led.get(group.name, group.name)] for group in structure.groups}
     skipped = [Skip(KEY, g.name, g.blocked) for g in structure.groups if g.blocked and g.layers and ratios[g.name] > 0]
     wanted = [group for group in structure.open if ratios[group.name] > 0]
     context.report(0.2, "Scoring channels")
@@ -64,19 +71,29 @@ def apply(model: nn.Module, options: PruneChannels, layers: Mapping[str, float],
         context.report(0.3 + 0.2 * done / len(scores), f"Pruning {name}")
         lost = set(range(len(scores[name]))).difference(channels)
         remove_channels(structure.dependency, model.get_submodule(name), lost)
-    if options.repair and kept:
+    if kept or gone:
         of_layer = {layer: kept[g.name] for g in structure.groups if g.name in kept for layer in g.layers}
+        skipped += _mend(model, before, of_layer, options, context)
+    return Outcome(model.eval(), tuple(skipped))
+
+
+def _mend(
+    model: nn.Module, before: nn.Module, kept: Mapping[str, list[int]], options: PruneChannels, context: Context
+) -> list[Skip]:
+    """Solve what remains again and measure BatchNorm again, where the options say so; what could not be done."""
+    skipped = []
+    if options.repair:
 
         def report(done: float, message: str) -> None:
             context.report(0.5 + 0.3 * done, message)
 
-        reason = repair(model, before, context.calibration, context.card, of_layer, report)
+        reason = repair(model, before, context.calibration, context.card, kept, report)
         skipped += [Skip(KEY, "repair", reason)] if reason else []
-    if options.reestimate and scores:
+    if options.reestimate:
         context.report(0.8, "Measuring BatchNorm again")
-        reason = reestimate(model, reference, context)
+        reason = reestimate(model, context.teacher or before, context)
         skipped += [Skip(KEY, "BatchNorm", reason)] if reason else []
-    return Outcome(model.eval(), tuple(skipped))
+    return skipped
 
 
 def score(
