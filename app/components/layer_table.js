@@ -45,6 +45,7 @@ const BITS = { 4: '4-bit', 8: 'int8', 16: 'float16' };
 // What becomes of a layer: its width, its rank where it is split, its bits and zeros.
 function result(row, cost) {
   const [into, out] = row.widths, [first, ...rest] = cost.widths, last = rest.pop(), parts = [];
+  if (!cost.params && row.before.params) return 'disappears';
   if (last !== out) parts.push(`${out} → ${last}`);
   else if (first !== into && !rest.length) parts.push(`input ${into} → ${first}`);
   if (rest.length) parts.push(`rank ${rest.join(', ')}`);
