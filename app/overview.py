@@ -25,6 +25,8 @@ def show(now: State, model: str) -> None:
             st.subheader(plain(card.title))
             _switch(now, model, space.models())
         st.caption(_about(card))
+        if card.description:
+            st.caption(plain(card.description))
         st.caption(_measured(space.data_card(now.data) if now.data else None, scores is not None))
         show_figures(space.profile(model), scores)
         with st.container(horizontal=True, vertical_alignment="center"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core.architectures import ARCHITECTURES
 from core.cards import NORMALIZATIONS, ModelCard
+from core.engine.clean import clean
 from core.engine.data import Images, to_tensor
 from core.engine.formats.onnx_reader import DEFAULT_INPUT, read_file
 from core.engine.formats.weights_reader import is_weights, read_weights
@@ -84,7 +85,8 @@ def _open_onnx(path: Path, source: Mapping[str, Any]) -> Model:
         )
     runs_as_it_is = found.batch is None and not found.channels_last
     card = _card(path, source, found.input_shape, found.output_shapes[0][0])
-    return Model(found.module, card, path if runs_as_it_is else None)
+    module, cleaned = clean(found.module, card.input_shape)
+    return Model(module, card.with_(description=cleaned), path if runs_as_it_is else None)
 
 
 def _open_weights(path: Path, architecture: str, source: Mapping[str, Any]) -> Model:
