@@ -1,4 +1,4 @@
-// core/predict.py and core/ranks.py again, in the browser, so that totals follow a slider while it is dragged.
+// core/predict.py, core/network.py and core/ranks.py again, in the browser, so that totals follow a slider while it is dragged.
 // tests/browser/test_layer_table.py holds the two equal over random recipes.
 // Only `costs` is meant for others; names are those of the Python.
 const dialFor = (layers, name, otherwise) => {
