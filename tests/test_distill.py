@@ -16,7 +16,8 @@ from core.cards import ModelCard
 from core.engine.batchnorm import fold_batchnorm, insert_batchnorm
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
-from core.engine.techniques.distill import apply, dist_loss, kl_loss
+from core.engine.teaching import dist_loss, kl_loss
+from core.engine.techniques.distill import apply
 from core.engine.train import accuracy
 from core.errors import Cancelled, DataError, RecipeError
 from core.options import Distill
