@@ -18,12 +18,14 @@ def option(
     step: float | None = None,
     choices: tuple[Any, ...] = (),
     unit: str = "",
+    later: bool = False,
 ) -> Any:
-    """One option of a technique. A share is a fraction in [0, 1] with unit '%': screens multiply by 100."""
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "step": step, "choices": choices, "unit": unit},
-    )
+    """One option of a technique. A share is a fraction in [0, 1] with unit '%': screens multiply by 100.
+
+    An option that came `later` leaves a recipe that does not use it its id.
+    """
+    limits = {"low": low, "high": high, "step": step, "choices": choices}
+    return field(default=default, metadata={"help": help, **limits, "unit": unit, "later": later})
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ class QuantizeWeights:
 
 
 @dataclass(frozen=True)
+class FinetuneQuantized:
+    epochs: int = option(3, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
+    learning_rate: float = option(0.005, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)
+    shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
+
+
+@dataclass(frozen=True)
 class Distill:
     epochs: int = option(5, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
     learning_rate: float = option(0.02, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)
@@ -123,3 +132,27 @@ class Distill:
     temperature: float = option(4.0, "How much the teacher's answers are softened.", low=1.0, high=20.0, step=0.5)
     shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
     loss: str = option("kl", "How the two answers are compared: divergence or correlation.", choices=("kl", "dist"))
+    schedule: str = option(
+        "cosine",
+        "cosine: from the peak rate down. onecycle: up over the first quarter, then down.",
+        choices=("cosine", "onecycle"),
+        later=True,
+    )
+    patience: int = option(
+        0,
+        "Ends after so many epochs without a better validation accuracy. 0: never.",
+        low=0,
+        high=20,
+        step=1,
+        unit="epochs",
+        later=True,
+    )
+    views: int = option(
+        0,
+        "Versions of each image; the teacher answers each once and later epochs go without it. 0: a new one each time.",
+        low=0,
+        high=16,
+        step=1,
+        unit="views",
+        later=True,
+    )

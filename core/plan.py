@@ -18,7 +18,7 @@ from core.ranks import refusal
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Key, Plan, severity
 
-TRAINED = "before distillation: what training wins back is not predicted"
+TRAINED = "before training: what training wins back is not predicted"
 RANKED = "the step ranks the whole network, so every layer's share is taken as equal"
 ROUNDED = "weights are rounded with feedback, which usually loses less than this"
 
@@ -28,7 +28,7 @@ def plan_of(profile: Profile, recipe: Recipe) -> tuple[dict[Key, float], list[st
     plan: dict[Key, float] = {}
     reasons: dict[str, None] = {}
     for step in recipe.active:
-        if step.technique == "distill":
+        if step.technique in ("distill", "finetune_quantized"):
             reasons[TRAINED] = None
         elif step.technique in _SETTINGS:
             if getattr(step.record, "scope", "layer") == "global":

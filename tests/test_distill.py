@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from core.cards import ModelCard
+from core.engine.answers import Kept
+from core.engine.batches import Batch
 from core.engine.batchnorm import fold_batchnorm, insert_batchnorm
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
@@ -23,6 +25,7 @@ from core.errors import Cancelled, DataError, RecipeError
 from core.options import Distill
 
 CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
+SCHEDULES = ("cosine", "onecycle")
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), np.array([[1.0, 1.5, 0.0], [0.0, -1.0, 2.0]])
 
 
@@ -197,6 +200,59 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert apply(resumed, options, {}, again).curve == whole
     assert not any("epoch 1 of" in message or "epoch 2 of" in message for message in seen)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+class Counting(Brightness):
+    """Counts the images that it is asked about in training mode of the student: one call a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_teacher_is_asked_once_about_each_version_of_an_image(on_disk: bool, tmp_path: Path) -> None:
+    teacher, options = Counting(), Distill(5, 0.05, shift=1, views=2)
+    apply(net(), options, {}, context(teacher=teacher, folder=tmp_path if on_disk else None))
+    assert teacher.seen == 256 + 2 * 256  # the loss before the first epoch, then two versions
+    assert len(list(tmp_path.glob("*.npy"))) == on_disk
+
+
+def test_kept_answers_are_those_of_the_very_batch() -> None:
+    """With as many versions as epochs nothing is ever read back; with one, every epoch sees the same and is answered
+    as if it were asked anew."""
+    asked, kept = Counting(), Kept(Brightness(), 40, 2, None)
+    x = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for view, chosen in ((0, range(20)), (1, range(40)), (0, range(10, 30)), (0, [35, 12, 3]), (-1, range(5))):
+        index = torch.tensor(list(chosen))
+        batch = Batch(x[index] + view, torch.zeros(len(index)), index, view)
+        torch.testing.assert_close(kept(batch), asked(batch.x))
+
+
+def test_a_killed_run_with_stored_views_ends_the_same(tmp_path: Path) -> None:
+    options, teacher = Distill(4, 0.05, shift=1, views=2), Brightness()
+    straight, resumed = net(), net()
+    whole = apply(straight, options, {}, context(teacher=teacher)).curve
+    with pytest.raises(Cancelled):
+        apply(net(), options, {}, context(teacher=teacher, folder=tmp_path, report=_stop_after(3)))
+    silent = Counting()
+    assert apply(resumed, options, {}, context(teacher=silent, folder=tmp_path)).curve == whole
+    assert silent.seen == 256, "what was answered before the kill is not asked again"
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_schedule_and_patience_reach_the_training() -> None:
+    plain, cycled = (apply(net(), Distill(3, 0.1, schedule=s), {}, context(teacher=Brightness())) for s in SCHEDULES)
+    assert [row.loss for row in plain.curve] != [row.loss for row in cycled.curve]
+    flipped = images(256, 0)
+    assert flipped.y is not None
+    harmful = context(train=Images(flipped.x, 1 - flipped.y))
+    curve = apply(net(), Distill(20, 0.2, teacher=False, patience=2), {}, harmful).curve
+    assert len(curve) < 21
 
 
 def test_two_trainings_in_one_folder_do_not_share_a_checkpoint(tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ from core.engine.steps import Made, apply_step, check_fit, probe
 from core.recipe import Recipe, Step
 from core.workspace import write_json
 
-SHARES = {"prune_channels": 4.0, "distill": 8.0, "quantize": 4.0}  # of the progress bar; distill per epoch; others 2
+SHARES = {
+    "prune_channels": 4.0,
+    "distill": 8.0,
+    "quantize": 4.0,
+    "finetune_quantized": 12.0,
+}  # of the progress bar; training per epoch; others 2
 EXPORT, ANSWERS, TIMING = 4.0, 3.0, 4.0
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
+from core.engine.schedule import Plan
 from core.engine.teaching import checkpoint_of, keep_zeros, learn, make_lesson
-from core.engine.train import Plan
 from core.options import Distill
 
 SAMPLE = 512  # images for BatchNorm statistics
@@ -35,9 +35,18 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
         alpha=options.alpha,
         temperature=options.temperature,
         compare=options.loss,
+        views=options.views,
     )
     plan = Plan(
-        options.epochs, options.learning_rate, shift=options.shift, flip=context.flip, clip=CLIP, seed=context.seed
+        options.epochs,
+        options.learning_rate,
+        schedule=options.schedule,
+        shift=options.shift,
+        flip=context.flip,
+        views=options.views if options.teacher else 0,
+        patience=options.patience,
+        clip=CLIP,
+        seed=context.seed,
     )
     path = checkpoint_of(model, "distill", options, context)
     sample = to_tensor(lesson.train.x[:SAMPLE], context.card)
