@@ -69,7 +69,10 @@ CATALOG: dict[str, Technique] = {
             "sparsity",
             0.0,
             ("calibration",),
-            lambda o: f"Prune weights {o.sparsity:.0%}" if o.pattern == "any" else f"Prune weights {o.pattern}",
+            lambda o: (
+                f"Prune weights {f'{o.sparsity:.0%}' if o.pattern == 'any' else o.pattern}"
+                + (f" over {o.epochs} epochs" if o.epochs else "")
+            ),
             "Sets single weights to zero: a smaller download once compressed, not a faster model on this runtime.",
             "Layer-adaptive Sparsity for the Magnitude-based Pruning (LAMP), Lee et al. 2021",
         ),

@@ -65,6 +65,18 @@ class PruneWeights:
         choices=("any", "2:4", "1:4"),
     )
     repair: bool = option(True, "Solve the weights that remain again, so that they make up for those that are gone.")
+    epochs: int = option(
+        0,
+        "Passes over the training images; zeros grow for three fifths of them. 0: all at once, then repaired.",
+        low=0,
+        high=100,
+        step=1,
+        unit="epochs",
+        later=True,
+    )
+    learning_rate: float = option(
+        0.02, "Peak learning rate of that training; follows a cosine down.", low=1e-5, high=0.5, step=0.001, later=True
+    )
 
 
 @dataclass(frozen=True)

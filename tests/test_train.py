@@ -88,7 +88,7 @@ def test_the_best_epoch_is_kept() -> None:
     module = tiny()
     kept: list[torch.Tensor] = []
 
-    def spoil_late_epochs(current: nn.Module) -> None:
+    def spoil_late_epochs(current: nn.Module, progress: float) -> None:
         if len(kept) >= 16:  # 8 updates an epoch: from the third epoch on
             nn.init.zeros_(current[5].weight)  # type: ignore[index]
         kept.append(weights(current).clone())
@@ -182,7 +182,7 @@ def test_training_ends_when_patience_does() -> None:
 def test_a_training_that_gets_worse_is_left_early() -> None:
     done: list[int] = []
 
-    def spoil_late_epochs(current: nn.Module) -> None:
+    def spoil_late_epochs(current: nn.Module, progress: float) -> None:
         done.append(1)
         if len(done) > 16:  # 8 updates an epoch: from the third epoch on
             nn.init.zeros_(current[5].weight)  # type: ignore[index]
@@ -228,6 +228,6 @@ def test_gradients_are_clipped_together(clip: float, moved: float) -> None:
         return (module.weight * torch.tensor([[3.0, 4.0]])).sum()
 
     state = State(module, plan, None)
-    state.update(loss(module, before, before), 0, 1, None)
+    state.update(loss(module, before, before), None)
     # Nesterov's first step is (1 + momentum) times the gradient
     assert float((module.weight.detach() - before).norm()) == pytest.approx(1.9 * moved, rel=1e-5)

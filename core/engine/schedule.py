@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -19,6 +20,7 @@ class Plan:
     shift: int = 4  # largest random shift, in pixels; 0 switches augmentation off
     flip: bool = False
     views: int = 0  # how many shifted and mirrored versions of an image there are; 0: a new one each time
+    first: int = 1  # the first epoch that may be the best: before it, the network is not yet what it is to be
     patience: int = 0  # epochs without a better validation accuracy after which training ends; 0: never
     clip: float = 0.0  # largest norm of all gradients together (Pascanu et al. 2013); 0 leaves them as they are
     averaging: float = 0.0  # decay of the exponential moving average of the weights; 0 keeps the raw weights
@@ -44,5 +46,11 @@ def rate_at(progress: float, plan: Plan) -> float:
 
 def is_over(curve: list[Epoch], plan: Plan) -> bool:
     """Whether all epochs are done, or as many as `patience` have brought nothing better."""
-    best = max(range(len(curve)), key=lambda i: (curve[i].accuracy, i), default=-1)
-    return len(curve) >= plan.epochs or bool(plan.patience and len(curve) - 1 - best >= plan.patience)
+    rows = curve[plan.first - 1 :]
+    best = max(range(len(rows)), key=lambda i: (rows[i].accuracy, i), default=-1)
+    return len(curve) >= plan.epochs or bool(rows and plan.patience and len(rows) - 1 - best >= plan.patience)
+
+
+def best_accuracy(curve: Sequence[Epoch], plan: Plan) -> float:
+    """The highest validation accuracy of the epochs that count; below 0 before the first of them."""
+    return max((row.accuracy for row in curve if row.epoch >= plan.first), default=-1.0)

@@ -25,9 +25,10 @@ from core.engine.batches import Batch
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
 from core.engine.precision import placed
-from core.engine.schedule import Epoch, Plan
+from core.engine.schedule import Epoch, Plan, best_accuracy
 from core.engine.surgery import shortcuts
-from core.engine.train import AfterStep, Loss, accuracy, cross_entropy, fit
+from core.engine.train import Loss, accuracy, cross_entropy, fit
+from core.engine.training_state import AfterStep
 from core.engine.zeros import surviving
 from core.errors import DataError, RecipeError
 
@@ -125,7 +126,8 @@ def learn(
     after_step: AfterStep | None = None,
     forward: nn.Module | None = None,
 ) -> tuple[Epoch, ...]:
-    """Train `model` in place; the best epoch by validation is kept, and that may be the model as it came (epoch 0)."""
+    """Train `model` in place; the best epoch by validation is kept, and that may be the model as it came (epoch 0),
+    unless the plan says that early epochs do not count."""
     start = copy.deepcopy(model.state_dict())
     loss = _loss_now(model, lesson.train.take(slice(0, SAMPLE)), lesson.loss, context)
     first = Epoch(0, loss, accuracy(model.eval(), lesson.validation, context.card))
@@ -142,7 +144,7 @@ def learn(
             after_step=after_step,
             forward=forward,
         )
-    if first.accuracy > max(row.accuracy for row in curve):
+    if plan.first == 1 and first.accuracy > best_accuracy(curve, plan):
         model.load_state_dict(start)
     return (first, *curve)
 
@@ -162,7 +164,7 @@ def keep_zeros(module: nn.Module) -> AfterStep:
     kept = {name: mask for name, mask in masks.items() if mask is not None}
 
     @torch.no_grad()
-    def put_back(changed: nn.Module) -> None:
+    def put_back(changed: nn.Module, progress: float) -> None:
         for name, mask in kept.items():
             weight = changed.get_parameter(name)
             weight.mul_(mask.to(weight.device))

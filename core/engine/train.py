@@ -23,11 +23,10 @@ from core.engine.batches import Batch, batches
 from core.engine.data import Images, to_tensor
 from core.engine.precision import Mixed, device, placed
 from core.engine.schedule import Epoch, Plan, is_over
-from core.engine.training_state import State
+from core.engine.training_state import AfterStep, State
 from core.errors import DataError
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-AfterStep = Callable[[nn.Module], None]
 Report = Callable[..., None]  # report(fraction in [0, 1], message, **numbers); raises Cancelled
 PACE = 1.0  # seconds between two reports of the loss
 
@@ -78,8 +77,10 @@ def fit(
     if train.y is None or validation.y is None:
         raise DataError("Training needs labels; received images without labels.")
     with placed(module):
-        state = State(module, plan, checkpoint)
+        state = State(module, plan, checkpoint, math.ceil(len(train) / plan.batch_size))
         quick = Mixed(module if forward is None else forward)
+        if after_step and state.progress:  # a run that goes on: what it holds to has to be found before weights change
+            after_step(module, state.progress)
         while not is_over(state.curve, plan):
             _epoch(state, train, card, loss, report, after_step, quick)
             row = Epoch(len(state.curve) + 1, state.total / len(train), accuracy(state.average, validation, card))
@@ -102,19 +103,17 @@ def _epoch(
 ) -> None:
     """What is left of the present epoch."""
     plan, epoch = state.plan, len(state.curve)
-    steps = math.ceil(len(train) / plan.batch_size)
     state.module.train()
     reported = time.monotonic()
     for batch in batches(train, card, plan, epoch, state.steps):
         there = Batch(batch.x, batch.y.to(device()), batch.index, batch.view)
         value = loss(forward, there)
-        state.update(value, epoch * steps + state.steps, plan.epochs * steps, after_step)
+        state.update(value, after_step)
         state.count(float(value.detach()), len(batch.x))
         numbers = {}
         if time.monotonic() - reported >= PACE:
             reported, numbers = time.monotonic(), {"loss": state.total / min(state.steps * plan.batch_size, len(train))}
-        done = (epoch + state.steps / steps) / plan.epochs
-        report(done, f"Training, epoch {epoch + 1} of {plan.epochs}", **numbers)
+        report(state.progress, f"Training, epoch {epoch + 1} of {plan.epochs}", **numbers)
 
 
 def seed_all(seed: int) -> None:

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from core.engine.precision import device
-from core.engine.schedule import Epoch, Plan, rate_at
+from core.engine.schedule import Epoch, Plan, best_accuracy, rate_at
 
+AfterStep = Callable[[nn.Module, float], None]  # after_step(module, progress in (0, 1] of all updates)
 EVERY = 30.0  # seconds between two checkpoints
 
 
 class State:
     """Weights, their average, the optimizer, the best epoch, the curve, and how far the present epoch is."""
 
-    def __init__(self, module: nn.Module, plan: Plan, path: Path | None) -> None:
-        self.module, self.plan, self.path = module, plan, path
+    def __init__(self, module: nn.Module, plan: Plan, path: Path | None, length: int = 1) -> None:
+        """An epoch has `length` updates. Goes on from what `path` holds, if it is there."""
+        self.module, self.plan, self.path, self.length = module, plan, path, length
         self.optimizer = _optimizer(module, plan)
         self.average = copy.deepcopy(module) if plan.averaging else module
         self.best = copy.deepcopy(module.state_dict())
@@ -33,8 +35,14 @@ class State:
         if path and path.exists():
             self._load(torch.load(path, weights_only=True, map_location="cpu"))
 
-    def update(self, loss: Tensor, done: int, total: int, after_step: Callable[[nn.Module], None] | None) -> None:
-        """One step against `loss`, after `done` of `total` updates."""
+    @property
+    def progress(self) -> float:
+        """The share of all updates that is done."""
+        return (len(self.curve) * self.length + self.steps) / (self.plan.epochs * self.length)
+
+    def update(self, loss: Tensor, after_step: AfterStep | None) -> None:
+        """One step against `loss`."""
+        done, total = len(self.curve) * self.length + self.steps, self.plan.epochs * self.length
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(done / total, self.plan)
         self.optimizer.zero_grad()
@@ -43,7 +51,7 @@ class State:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.plan.clip)
         self.optimizer.step()
         if after_step:
-            after_step(self.module)
+            after_step(self.module, (done + 1) / total)
         if self.plan.averaging:
             _follow(self.average, self.module, min(self.plan.averaging, (done + 1) / (done + 10)))
 
@@ -56,7 +64,7 @@ class State:
 
     def finish(self, row: Epoch) -> None:
         """The epoch is done."""
-        if row.accuracy >= max((e.accuracy for e in self.curve), default=-1.0):
+        if row.epoch >= self.plan.first and row.accuracy >= best_accuracy(self.curve, self.plan):
             self.best = copy.deepcopy(self.average.state_dict())
         self.curve.append(row)
         self.steps, self.total = 0, 0.0
