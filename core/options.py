@@ -168,3 +168,16 @@ class Distill:
         unit="views",
         later=True,
     )
+    hint: float = option(
+        0.0,
+        "Weight of what teacher and student make half way, compared at every size of map; needs views at 0.",
+        low=0.0,
+        high=10.0,
+        step=0.1,
+        later=True,
+    )
+    head_first: bool = option(
+        False,
+        "Fit the last layer alone to the labels first; kept only if validation accuracy rises.",
+        later=True,
+    )

@@ -8,15 +8,21 @@ Distilling the Knowledge in a Neural Network, Hinton et al. 2015; the losses are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
+from core.candidate import Skip
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
+from core.engine.hints import hinted
+from core.engine.probe import solve_last_layer
 from core.engine.schedule import Plan
-from core.engine.teaching import checkpoint_of, keep_zeros, learn, make_lesson
+from core.engine.teaching import Lesson, checkpoint_of, keep_zeros, learn, make_lesson
+from core.errors import RecipeError
 from core.options import Distill
 
 SAMPLE = 512  # images for BatchNorm statistics
@@ -26,8 +32,11 @@ CLIP = 1.0  # the first answers of a changed network are far from the teacher's:
 def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], context: Context) -> Outcome:
     """Train `model` in place; the best epoch by validation is kept, and that may be the model as it came (epoch 0).
 
-    Raises DataError without labels and teacher. Resumes from `context.folder` after a kill.
+    Raises DataError without labels and teacher, RecipeError for options that exclude each other. Resumes from
+    `context.folder` after a kill.
     """
+    if options.hint and options.views and options.teacher:
+        raise RecipeError("distill: hints need the teacher to run, and views keep its answers; set hint or views to 0.")
     lesson = make_lesson(
         context,
         "distill",
@@ -50,7 +59,22 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     )
     path = checkpoint_of(model, "distill", options, context)
     sample = to_tensor(lesson.train.x[:SAMPLE], context.card)
+    skipped: list[Skip] = []
+    if options.head_first:
+        reason = solve_last_layer(model, lesson.train, lesson.validation, context.card)
+        skipped += [Skip("distill", "last layer", reason)] if reason else []
     inserted = () if has_batchnorm(model) else insert_batchnorm(model, sample)
-    curve = learn(model, lesson, plan, context, checkpoint=path, after_step=keep_zeros(model))
+    with _hinted(lesson, options, model, sample) as whole:
+        curve = learn(model, whole, plan, context, checkpoint=path, after_step=keep_zeros(model))
     fold_batchnorm(model, inserted)
-    return Outcome(model, curve=curve)
+    return Outcome(model, tuple(skipped), curve)
+
+
+@contextmanager
+def _hinted(lesson: Lesson, options: Distill, model: nn.Module, sample: Tensor) -> Iterator[Lesson]:
+    """The lesson, with hints from within the teacher where they are wanted."""
+    if not options.hint or lesson.teacher is None:
+        yield lesson
+        return
+    with hinted(lesson.loss, options.hint, model, lesson.teacher, sample) as loss:
+        yield replace(lesson, loss=loss)
