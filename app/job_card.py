@@ -93,7 +93,8 @@ def when(job: Job) -> str:
 def _show_curves(curves: dict[str, list[float]]) -> None:
     with st.container(horizontal=True):
         for name, values in list(curves.items())[:4]:
-            st.metric(name.replace("_", " ").capitalize(), f"{values[-1]:.4g}", chart_data=values, border=True)
+            shown = f"{values[-1]:.2%}" if name.endswith("accuracy") else f"{values[-1]:.4g}"
+            st.metric(name.replace("_", " ").capitalize(), shown, chart_data=values, border=True)
 
 
 def _show_log(job: Job) -> None:

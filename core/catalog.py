@@ -16,7 +16,15 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from core.errors import RecipeError
-from core.options import Distill, Factorize, PruneChannels, PruneWeights, Quantize, QuantizeWeights
+from core.options import (
+    Distill,
+    Factorize,
+    FinetuneQuantized,
+    PruneChannels,
+    PruneWeights,
+    Quantize,
+    QuantizeWeights,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,10 @@ CATALOG: dict[str, Technique] = {
             "sparsity",
             0.0,
             ("calibration",),
-            lambda o: f"Prune weights {o.sparsity:.0%}" if o.pattern == "any" else f"Prune weights {o.pattern}",
+            lambda o: (
+                f"Prune weights {f'{o.sparsity:.0%}' if o.pattern == 'any' else o.pattern}"
+                + (f" over {o.epochs} epochs" if o.epochs else "")
+            ),
             "Sets single weights to zero: a smaller download once compressed, not a faster model on this runtime.",
             "Layer-adaptive Sparsity for the Magnitude-based Pruning (LAMP), Lee et al. 2021",
         ),
@@ -118,6 +129,20 @@ CATALOG: dict[str, Technique] = {
             lambda o: f"Weights {o.bits} bits",
             "Stores weights in 3 to 8 bits and computes in float: a much smaller file, not a faster model.",
             "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023",
+        ),
+        Technique(
+            "finetune_quantized",
+            "Fine-tune quantized",
+            "Quantize",
+            FinetuneQuantized,
+            "file",
+            None,
+            None,
+            ("train", "validation", "labels"),
+            lambda o: f"Fine-tune quantized {o.epochs} epochs",
+            "Trains the file as it is, with its rounding in place: wins back what quantization lost, at the same size.",
+            "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
+            "Jacob et al. 2018",
         ),
     )
 }

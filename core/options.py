@@ -18,12 +18,14 @@ def option(
     step: float | None = None,
     choices: tuple[Any, ...] = (),
     unit: str = "",
+    later: bool = False,
 ) -> Any:
-    """One option of a technique. A share is a fraction in [0, 1] with unit '%': screens multiply by 100."""
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "step": step, "choices": choices, "unit": unit},
-    )
+    """One option of a technique. A share is a fraction in [0, 1] with unit '%': screens multiply by 100.
+
+    An option that came `later` leaves a recipe that does not use it its id.
+    """
+    limits = {"low": low, "high": high, "step": step, "choices": choices}
+    return field(default=default, metadata={"help": help, **limits, "unit": unit, "later": later})
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ class PruneWeights:
         choices=("any", "2:4", "1:4"),
     )
     repair: bool = option(True, "Solve the weights that remain again, so that they make up for those that are gone.")
+    epochs: int = option(
+        0,
+        "Passes over the training images; zeros grow for three fifths of them. 0: all at once, then repaired.",
+        low=0,
+        high=100,
+        step=1,
+        unit="epochs",
+        later=True,
+    )
+    learning_rate: float = option(
+        0.02, "Peak learning rate of that training; follows a cosine down.", low=1e-5, high=0.5, step=0.001, later=True
+    )
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,13 @@ class QuantizeWeights:
 
 
 @dataclass(frozen=True)
+class FinetuneQuantized:
+    epochs: int = option(3, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
+    learning_rate: float = option(0.005, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)
+    shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
+
+
+@dataclass(frozen=True)
 class Distill:
     epochs: int = option(5, "Passes over the training images.", low=1, high=100, step=1, unit="epochs")
     learning_rate: float = option(0.02, "Peak learning rate; follows a cosine down.", low=1e-5, high=0.5, step=0.001)
@@ -130,3 +151,40 @@ class Distill:
     temperature: float = option(4.0, "How much the teacher's answers are softened.", low=1.0, high=20.0, step=0.5)
     shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
     loss: str = option("kl", "How the two answers are compared: divergence or correlation.", choices=("kl", "dist"))
+    schedule: str = option(
+        "cosine",
+        "cosine: from the peak rate down. onecycle: up over the first quarter, then down.",
+        choices=("cosine", "onecycle"),
+        later=True,
+    )
+    patience: int = option(
+        0,
+        "Ends after so many epochs without a better validation accuracy. 0: never.",
+        low=0,
+        high=20,
+        step=1,
+        unit="epochs",
+        later=True,
+    )
+    views: int = option(
+        0,
+        "Versions of each image; the teacher answers each once and later epochs go without it. 0: a new one each time.",
+        low=0,
+        high=16,
+        step=1,
+        unit="views",
+        later=True,
+    )
+    hint: float = option(
+        0.0,
+        "Weight of what teacher and student make half way, compared at every size of map; needs views at 0.",
+        low=0.0,
+        high=10.0,
+        step=0.1,
+        later=True,
+    )
+    head_first: bool = option(
+        False,
+        "Fit the last layer alone to the labels first; kept only if validation accuracy rises.",
+        later=True,
+    )

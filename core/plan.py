@@ -18,7 +18,7 @@ from core.ranks import refusal
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Key, Plan, severity
 
-TRAINED = "before distillation: what training wins back is not predicted"
+TRAINED = "before training: what training wins back is not predicted"
 RANKED = "the step ranks the whole network, so every layer's share is taken as equal"
 ROUNDED = "weights are rounded with feedback, which usually loses less than this"
 
@@ -28,9 +28,10 @@ def plan_of(profile: Profile, recipe: Recipe) -> tuple[dict[Key, float], list[st
     plan: dict[Key, float] = {}
     reasons: dict[str, None] = {}
     for step in recipe.active:
-        if step.technique == "distill":
+        trained = getattr(step.record, "epochs", 0) > 0
+        if trained:
             reasons[TRAINED] = None
-        elif step.technique in _SETTINGS:
+        if step.technique in _SETTINGS:
             if getattr(step.record, "scope", "layer") == "global":
                 reasons[RANKED] = None
             if step.technique == "quantize_weights":
@@ -40,7 +41,7 @@ def plan_of(profile: Profile, recipe: Recipe) -> tuple[dict[Key, float], list[st
                 key = (name, technique)
                 if severity(technique, level) > severity(technique, plan.get(key, _neutral(technique))):
                     plan[key] = level
-        else:
+        elif not trained:
             raise RecipeError(f"{CATALOG[step.technique].title} has no forecast; remove the step to predict the rest.")
     return plan, list(reasons)
 

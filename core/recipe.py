@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from core.catalog import CATALOG, check_options, check_value
+from core.catalog import CATALOG, check_options, check_value, option_fields
 from core.errors import RecipeError
 
 
@@ -99,8 +99,9 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """10 hex digits of SHA-256 over what the recipe does. Options are complete, so a changed default changes it."""
-        rows = [[step.technique, asdict(step.record), dict(step.layers)] for step in self.active]
+        """10 hex digits of SHA-256 over what the recipe does. Options are complete, so a changed default changes it;
+        only those that came later count when they are used."""
+        rows = [[step.technique, _complete(step), dict(step.layers)] for step in self.active]
         text = json.dumps([self.seed, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -129,6 +130,12 @@ class Recipe:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise RecipeError(f"The seed must be a whole number; received {seed!r}.")
         return cls(tuple(_step(row, n + 1) for n, row in enumerate(body["steps"])), seed)
+
+
+def _complete(step: Step) -> dict[str, Any]:
+    specs = option_fields(CATALOG[step.technique])
+    values = asdict(step.record)
+    return {n: v for n, v in values.items() if v != specs[n].default or not specs[n].metadata["later"]}
 
 
 def _step(row: object, number: int) -> Step:

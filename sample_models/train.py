@@ -1,7 +1,7 @@
 """Make a sample model again: `python -m sample_models.train NAME [--data FILE.npz] [--epochs N]`.
 
 Writes NAME.safetensors, NAME.png (a contact sheet) and NAME.json, the card with the accuracy on the whole test part.
-Seeds are fixed; a run that was stopped goes on from its last finished epoch.
+Seeds are fixed; a run that was stopped goes on from at most half a minute before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from core.cards import ModelCard
 from core.engine.contact import contact_sheet
 from core.engine.data import Data
 from core.engine.data_sets import open_data
-from core.engine.train import Plan, accuracy, fit, seed_all
+from core.engine.schedule import Plan
+from core.engine.train import accuracy, fit, seed_all
 from core.workspace import default_root, write_json
 from sample_models import picture_file, weights_file
 from sample_models.networks import NETWORKS

@@ -10,18 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from core.cards import ModelCard
+from core.engine.answers import Kept
+from core.engine.batches import Batch
 from core.engine.batchnorm import fold_batchnorm, insert_batchnorm
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
-from core.engine.techniques.distill import apply, dist_loss, kl_loss
+from core.engine.hints import distance, find_maps, watched
+from core.engine.probe import DECAY, solve_last_layer
+from core.engine.teaching import dist_loss, kl_loss
+from core.engine.techniques.distill import apply
 from core.engine.train import accuracy
 from core.errors import Cancelled, DataError, RecipeError
 from core.options import Distill
 
 CARD = ModelCard("tiny", "Tiny", (1, 8, 8), ("dark", "bright"), mean=(0.5,), std=(0.25,))
+SCHEDULES = ("cosine", "onecycle")
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), np.array([[1.0, 1.5, 0.0], [0.0, -1.0, 2.0]])
 
 
@@ -198,6 +205,140 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
+class Counting(Brightness):
+    """Counts the images that it is asked about in training mode of the student: one call a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_teacher_is_asked_once_about_each_version_of_an_image(on_disk: bool, tmp_path: Path) -> None:
+    teacher, options = Counting(), Distill(5, 0.05, shift=1, views=2)
+    apply(net(), options, {}, context(teacher=teacher, folder=tmp_path if on_disk else None))
+    assert teacher.seen == 300 + 256 + 2 * 256  # validation, the loss before the first epoch, then two versions
+    assert len(list(tmp_path.glob("*.npy"))) == on_disk
+
+
+def test_kept_answers_are_those_of_the_very_batch() -> None:
+    """With as many versions as epochs nothing is ever read back; with one, every epoch sees the same and is answered
+    as if it were asked anew."""
+    asked, kept = Counting(), Kept(Brightness(), 40, 2, None)
+    x = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for view, chosen in ((0, range(20)), (1, range(40)), (0, range(10, 30)), (0, [35, 12, 3]), (-1, range(5))):
+        index = torch.tensor(list(chosen))
+        batch = Batch(x[index] + view, torch.zeros(len(index)), index, view)
+        torch.testing.assert_close(kept(batch), asked(batch.x))
+
+
+def test_a_killed_run_with_stored_views_ends_the_same(tmp_path: Path) -> None:
+    options, teacher = Distill(4, 0.05, shift=1, views=2), Brightness()
+    straight, resumed = net(), net()
+    whole = apply(straight, options, {}, context(teacher=teacher)).curve
+    with pytest.raises(Cancelled):
+        apply(net(), options, {}, context(teacher=teacher, folder=tmp_path, report=_stop_after(3)))
+    silent = Counting()
+    assert apply(resumed, options, {}, context(teacher=silent, folder=tmp_path)).curve == whole
+    assert silent.seen == 300 + 256, "what was answered before the kill is not asked again"
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_schedule_and_patience_reach_the_training() -> None:
+    plain, cycled = (apply(net(), Distill(3, 0.1, schedule=s), {}, context(teacher=Brightness())) for s in SCHEDULES)
+    assert [row.loss for row in plain.curve] != [row.loss for row in cycled.curve]
+    flipped = images(256, 0)
+    assert flipped.y is not None
+    harmful = context(train=Images(flipped.x, 1 - flipped.y))
+    curve = apply(net(), Distill(20, 0.2, teacher=False, patience=2), {}, harmful).curve
+    assert len(curve) < 21
+
+
+def narrow(wide: nn.Sequential, kept: list[int]) -> nn.Sequential:
+    """The first convolution with some of its channels only; the next reads those."""
+    torch.manual_seed(0)
+    model, width = net(norm=False), len(kept)
+    model[0], model[2] = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 8, 3, 2)
+    with torch.no_grad():
+        model[0].weight.copy_(wide[0].weight[kept])
+        model[0].bias.copy_(wide[0].bias[kept])
+    return model.eval()
+
+
+def test_hints_compare_the_last_value_of_each_size_and_map_missing_channels() -> None:
+    teacher, x = net(norm=False), torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    same = find_maps(net(norm=False), teacher, x)
+    assert same == {"1": None, "3": None}  # the ReLUs behind both convolutions, 8×8 and 3×3
+    student = narrow(teacher, [0, 2, 3, 5])
+    mapping = find_maps(student, teacher, x)["1"]
+    assert mapping is not None
+    ours, theirs = torch.relu(student[0](x)).detach(), torch.relu(teacher[0](x)).detach()
+    a = torch.cat([ours, torch.ones(64, 1, 8, 8)], 1).transpose(0, 1).flatten(1).T.numpy().astype(float)
+    b = theirs.transpose(0, 1).flatten(1).T.numpy().astype(float)
+    best = ((a @ np.linalg.lstsq(a, b, rcond=None)[0] - b) ** 2).mean() / (b**2).mean()
+    assert float(distance(ours, theirs, mapping)) == pytest.approx(best, rel=0.02)
+    assert float(distance(theirs, theirs, None)) == 0
+    assert float(distance(0 * theirs, theirs, None)) == pytest.approx(1)
+
+
+def test_hints_bring_the_student_nearer_to_the_teacher_half_way_and_leave_no_trace() -> None:
+    x = to_tensor(images(200, 5).x, CARD)
+    found = []
+    for hint in (0.0, 10.0):
+        teacher = net(seed=3, norm=False)
+        student = narrow(teacher, [0, 2, 3, 5])
+        maps = find_maps(student, teacher, x)
+        apply(student, Distill(6, 0.05, alpha=1.0, hint=hint, shift=0), {}, context(teacher=teacher))
+        with watched(student) as ours, watched(teacher) as theirs, torch.no_grad():
+            student(x), teacher(x)
+            found.append(sum(float(distance(ours[name], theirs[name], maps[name])) for name in maps))
+        assert not any(part._forward_hooks for module in (student, teacher) for part in module.modules())
+    assert found[1] < 0.7 * found[0]
+
+
+def test_hints_and_kept_answers_exclude_each_other() -> None:
+    with pytest.raises(RecipeError, match="set hint or views to 0"):
+        apply(net(), Distill(hint=1.0, views=2), {}, context(teacher=Brightness()))
+
+
+def test_the_last_layer_is_solved_first_where_that_helps() -> None:
+    model, labelled = net(norm=False), images(300, 1)
+    rest = [p.detach().clone() for p in list(model.parameters())[:-2]]
+    before = accuracy(model, labelled, CARD)
+    assert solve_last_layer(model, images(256, 0), labelled, CARD) == ""
+    assert accuracy(model, labelled, CARD) > before + 0.1
+    assert all(torch.equal(a, b) for a, b in zip(rest, model.parameters(), strict=False))
+    solved = model[-1].weight.detach().clone()
+    flipped = images(256, 0)
+    assert flipped.y is not None
+    assert "fewer validation images" in solve_last_layer(model, Images(flipped.x, 1 - flipped.y), labelled, CARD)
+    assert torch.equal(model[-1].weight, solved)
+    bare = nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())
+    assert "does not end in a linear layer" in solve_last_layer(bare, images(64, 0), labelled, CARD)
+
+
+def test_the_last_layer_is_the_optimum_of_its_loss() -> None:
+    """Against scikit-learn's logistic regression, whose penalty pulls toward zero as ours pulls toward the start."""
+    model, train = net(norm=False), images(256, 0)
+    with torch.no_grad():
+        model[-1].weight.fill_(1e-6)  # exact zeros would count as pruned
+        model[-1].bias.zero_()
+        features = nn.Sequential(*list(model)[:-1])(to_tensor(train.x, CARD)).numpy()
+    assert solve_last_layer(model, train, images(300, 1), CARD) == ""
+    ones = np.concatenate([features, np.ones((256, 1))], 1)  # our bias is pulled as well
+    reference = LogisticRegression(C=1 / (256 * DECAY / 2), fit_intercept=False, max_iter=5000, tol=1e-10)
+    reference.fit(ones, train.y)
+    # two classes as one score: weights w and -w cost twice w², so the penalty of the score is a half
+    expected = reference.predict_proba(ones)
+    with torch.no_grad():
+        found = model(to_tensor(train.x, CARD)).softmax(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 def test_two_trainings_in_one_folder_do_not_share_a_checkpoint(tmp_path: Path) -> None:
     model = net()
     for _ in range(2):
@@ -211,3 +352,18 @@ def test_what_is_missing_is_said() -> None:
         apply(net(), Distill(teacher=False), {}, context(False))
     with pytest.raises(RecipeError, match="teacher"):
         apply(net(), Distill(), {}, context())
+
+
+def test_labels_that_the_start_already_knows_do_not_keep_it() -> None:
+    """As where an uploaded model was trained on what is now validation: its memory is not taken for quality."""
+    student, around = net(), context(teacher=Brightness())
+    with torch.no_grad():
+        known = student(to_tensor(around.validation.x, CARD)).argmax(1).numpy()
+    outcome = apply(
+        student, Distill(4, 0.05, shift=1), {}, replace(around, validation=Images(around.validation.x, known))
+    )
+    assert outcome.curve[0].accuracy == 1.0 > outcome.curve[-1].accuracy
+    with torch.no_grad():
+        after = student(to_tensor(around.validation.x, CARD)).argmax(1).numpy()
+    wanted = Brightness()(to_tensor(around.validation.x, CARD)).argmax(1).numpy()
+    assert (after == wanted).mean() > (known == wanted).mean()

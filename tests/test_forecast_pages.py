@@ -99,7 +99,7 @@ def test_the_prediction_follows_the_recipe_and_undo(space: Workspace) -> None:
 def test_weights_alone_are_predicted_and_say_what_that_leaves_out(space: Workspace) -> None:
     tab = load(open_page("tune"), "recipe: 1\nsteps:\n- distill: {}\n- quantize_weights: {}\n")
     assert "weights are rounded with feedback" in text(tab)
-    assert "before distillation" in text(tab)
+    assert "before training" in text(tab)
 
 
 def test_a_budget_makes_a_recipe_that_keeps_within_it_and_undo_takes_it_back(space: Workspace) -> None:

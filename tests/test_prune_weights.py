@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
+from core.engine import training_state
 from core.engine.context import Context
 from core.engine.data import Images, to_tensor
-from core.engine.techniques.prune_weights import apply, beyond_pattern, lowest, score_lamp, score_magnitude
+from core.engine.techniques import prune_weights
+from core.engine.techniques.prune_weights import Growing, apply, beyond_pattern, lowest, score_lamp, score_magnitude
+from core.engine.train import accuracy
+from core.errors import Cancelled
 from core.options import PruneWeights
+from tests.tiny import CARD as TINY
+from tests.tiny import tiny_context, tiny_data, tiny_model
 
 NOTHING = Images(np.zeros((0, 8, 8, 3), np.uint8), None)
 CONTEXT = Context(ModelCard("net", "net", (3, 8, 8), ("a", "b")), NOTHING, NOTHING, NOTHING, False, None)
@@ -146,3 +153,80 @@ def test_surviving_weights_make_up_for_the_lost_ones(pattern: str) -> None:
 def test_without_images_the_reason_is_given() -> None:
     (skip,) = apply(net(), PruneWeights(0.5), {}, CONTEXT).skipped
     assert (skip.layer, "received 0 calibration images" in skip.reason) == ("repair", True)
+
+
+def trained_options(**more: object) -> PruneWeights:
+    return PruneWeights(**{"sparsity": 0.8, "epochs": 5, "learning_rate": 0.05, **more})  # type: ignore[arg-type]
+
+
+def shares(model: nn.Module) -> dict[str, float]:
+    return {n: zero_share(p) for n, p in model.named_modules() if isinstance(p, nn.Conv2d | nn.Linear)}
+
+
+def test_zeros_grow_by_the_cube_and_then_stay() -> None:
+    found: list[float] = []
+    weight = nn.Linear(100, 10, bias=False)
+    growing = Growing({"a": weight}, lambda share: {"a": lowest(score_magnitude(weight.weight), 0.9 * share)})
+    for update in range(100):
+        with torch.no_grad():  # training moves what is zero, too
+            weight.weight += 0.01 * torch.randn(10, 100, generator=torch.Generator().manual_seed(update))
+        growing((update + 1) / 100)
+        found.append(zero_share(weight))
+    assert found == sorted(found)
+    # by hand: 20 stages over 60 updates, so after 30 of them 1 - 0.5³ = 0.875 of 0.9
+    assert [found[at - 1] for at in (1, 30, 60, 100)] == [0.0, 0.788, 0.9, 0.9]
+
+
+@pytest.mark.parametrize("pattern", ["any", "2:4"])
+def test_training_ends_with_the_zeros_that_were_asked_for(pattern: str) -> None:
+    model = tiny_model().module
+    outcome = prune_weights.apply(model, trained_options(pattern=pattern), {"head": 0.5}, tiny_context(tiny_model()))
+    assert [row.epoch for row in outcome.curve] == list(range(6))
+    if pattern == "any":
+        weights = {n: p for n, p in model.named_modules() if isinstance(p, nn.Conv2d | nn.Linear)}
+        assert shares(model)["head"] == pytest.approx(0.5)
+        others = [p.weight for n, p in weights.items() if n != "head"]
+        assert sum(int((w == 0).sum()) for w in others) == round(0.8 * sum(w.numel() for w in others))
+    else:
+        assert [s.layer for s in outcome.skipped] == ["stem"]
+        assert shares(model) == {"stem": 0.0, "block.0": 0.5, "block.2": 0.5, "down": 0.5, "head": 0.5}
+
+
+def test_an_early_epoch_with_too_few_zeros_is_not_kept() -> None:
+    """With labels that are wrong the network only gets worse, and still the last epochs are the ones that count."""
+    train = tiny_data().train
+    assert train.y is not None
+    model, wrong = tiny_model().module, replace(tiny_context(), train=Images(train.x, (train.y + 1) % 4))
+    curve = prune_weights.apply(model, trained_options(epochs=4, learning_rate=0.1), {}, wrong).curve
+    assert curve[0].accuracy > max(row.accuracy for row in curve[3:])
+    total = sum(p.weight.numel() for p in model.modules() if isinstance(p, nn.Conv2d | nn.Linear))
+    zeros = sum(int((p.weight == 0).sum()) for p in model.modules() if isinstance(p, nn.Conv2d | nn.Linear))
+    assert zeros == round(0.8 * total)
+
+
+def test_growing_keeps_more_accuracy_than_all_at_once() -> None:
+    context, results = tiny_context(tiny_model()), []
+    options = trained_options(sparsity=0.95, epochs=20)
+    for steps in ((prune_weights, options, None), (prune_weights, PruneWeights(0.95, repair=False), None)):
+        technique, record, _ = steps
+        model = tiny_model().module
+        technique.apply(model, record, {}, context)
+        results.append(accuracy(model, tiny_data().test, TINY))
+    assert results[0] > results[1] + 0.05, results
+
+
+def test_a_killed_run_chooses_the_same_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_state, "EVERY", 0.0)
+
+    def stop(fraction: float, message: str, **_: object) -> None:
+        if 0.35 < fraction < 0.9:
+            raise Cancelled("stopped")
+
+    straight, resumed = tiny_model().module, tiny_model().module
+    options, context = trained_options(), tiny_context(tiny_model())
+    whole = prune_weights.apply(straight, options, {}, context).curve
+    with pytest.raises(Cancelled):
+        prune_weights.apply(tiny_model().module, options, {}, replace(context, folder=tmp_path, report=stop))
+    assert prune_weights.apply(resumed, options, {}, replace(context, folder=tmp_path)).curve == whole
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -94,6 +94,14 @@ def test_bad_recipes_get_one_sentence(text: str, sentence: str) -> None:
         Recipe.from_yaml(text)
 
 
+def test_an_option_that_came_later_counts_only_where_it_is_used() -> None:
+    """The first id is that of the time before the option: what people made then is found again."""
+    plain = Recipe((Step("distill", {"epochs": 2}),))
+    assert plain.id == "c633f5c0a8"
+    assert Recipe((Step("distill", {"epochs": 2, "views": 0}),)).id == plain.id
+    assert Recipe((Step("distill", {"epochs": 2, "views": 4}),)).id != plain.id
+
+
 @given(st.text())
 def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
     with contextlib.suppress(RecipeError):

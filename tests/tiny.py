@@ -13,7 +13,8 @@ from core.cards import ModelCard
 from core.engine.context import Context
 from core.engine.data import Data, Images, make_data
 from core.engine.models import Model
-from core.engine.train import Plan, fit
+from core.engine.schedule import Plan
+from core.engine.train import fit
 
 CLASSES = ("up", "down", "left", "right")
 CARD = ModelCard("tiny", "Tiny", (3, 12, 12), CLASSES, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -12,7 +12,7 @@ from torch import nn
 from core.candidate import Skip
 from core.cards import ModelCard
 from core.engine.data import Images
-from core.engine.train import Epoch
+from core.engine.schedule import Epoch
 
 Report = Callable[..., None]  # report(fraction in [0, 1], message, **numbers); raises Cancelled
 
@@ -33,6 +33,7 @@ class Context:
     teacher: nn.Module | None  # the original model, in evaluation mode; None for a file step without one
     seed: int = 0
     report: Report = silent
+    network: nn.Module | None = None  # for a file step: the network that was exported
     folder: Path | None = None  # scratch: checkpoints of training go here
 
 

@@ -28,15 +28,16 @@ def has_fast_bfloat16() -> bool:
 
 
 class Mixed(nn.Module):
-    """`module` with its products in bfloat16 where that is faster; float32 images in, float32 answers out."""
+    """`module`, wherever it is, with its products in bfloat16 where that is faster; float32 in, float32 out."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(device(), memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16, enabled=has_fast_bfloat16()):
+        place = next((p.device for p in self.module.parameters()), device())
+        x = x.to(place, memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16, enabled=place == device() and has_fast_bfloat16()):
             return self.module(x).float()  # type: ignore[no-any-return]
 
 

@@ -33,7 +33,8 @@ from core.engine.steps import Made, apply_step, check_fit, probe
 from core.recipe import Recipe, Step
 from core.workspace import write_json
 
-SHARES = {"prune_channels": 4.0, "distill": 8.0, "quantize": 4.0}  # of the progress bar; distill per epoch; others 2
+SHARES = {"prune_channels": 4.0, "quantize": 4.0}  # of the progress bar; others 2
+EPOCH = 8.0  # the same of one pass over the training images
 EXPORT, ANSWERS, TIMING = 4.0, 3.0, 4.0
 
 
@@ -158,7 +159,7 @@ def measure_original(
 
 def _steps(recipe: Recipe) -> list[float]:
     """How long each stage of making takes, roughly, in the order in which they come."""
-    steps = [SHARES.get(s.technique, 2.0) * getattr(s.record, "epochs", 1) for s in recipe.active]
+    steps = [EPOCH * getattr(s.record, "epochs", 0) or SHARES.get(s.technique, 2.0) for s in recipe.active]
     model_steps = sum(CATALOG[s.technique].acts_on == "model" for s in recipe.active)
     return [*steps[:model_steps], EXPORT, *steps[model_steps:]]
 

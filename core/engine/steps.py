@@ -18,7 +18,8 @@ from core.catalog import CATALOG
 from core.engine.context import Context, Report, silent
 from core.engine.data import Data, to_tensor
 from core.engine.models import Model
-from core.engine.train import Epoch, seed_all
+from core.engine.schedule import Epoch
+from core.engine.train import seed_all
 from core.errors import DataError, ModelError, RecipeError
 from core.recipe import Step
 
@@ -56,6 +57,7 @@ def apply_step(
         teacher=model.module,
         seed=seed,
         report=report,
+        network=made.module if on_file else None,
         folder=folder,
     )
     technique = importlib.import_module(f"core.engine.techniques.{step.technique}")

@@ -6,7 +6,7 @@ made to crash or to fill the memory by a small hostile file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -44,8 +44,11 @@ def open_model(path: Path) -> ModelProto:
     return model
 
 
-def check(model: ModelProto) -> int:
-    """The opset of a model that may be read. Raises ModelError that names the first thing that may not."""
+def check(model: ModelProto, rounding: Collection[str] = ()) -> int:
+    """The opset of a model that may be read. Raises ModelError that names the first thing that may not.
+
+    `rounding` names the operators on integers that are accepted.
+    """
     if len(model.graph.node) > MOST_NODES:
         raise ModelError(f"The model has {len(model.graph.node)} operators; accepted are up to {MOST_NODES}.")
     names = (name for part in (*model.graph.node, *model.graph.initializer) for name in _names(part))
@@ -54,7 +57,7 @@ def check(model: ModelProto) -> int:
     if model.functions:
         raise ModelError(f"The model defines its own function {model.functions[0].name!r}; accepted are none.")
     for node in model.graph.node:
-        _check_node(node)
+        _check_node(node, rounding)
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(
@@ -74,8 +77,8 @@ def _opset(model: ModelProto) -> int:
     return int(opset)
 
 
-def _check_node(node: NodeProto) -> None:
-    if node.op_type in QUANTIZED:
+def _check_node(node: NodeProto, rounding: Collection[str]) -> None:
+    if node.op_type in QUANTIZED and node.op_type not in rounding:
         raise ModelError(
             f"The model is already quantized (operator {node.op_type}, node {node.name!r}); upload the float model."
         )

@@ -9,6 +9,8 @@ every code, eight to a byte, the first in the highest place; shifting a byte lef
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,18 @@ def pack(codes: Array, bits: int) -> TensorProto:
         pairs = np.append(flat, np.zeros(len(flat) % 2, np.int8)).astype(np.uint8).reshape(-1, 2) & 15
         flat = pairs[:, 0] | pairs[:, 1] << 4
     return TensorProto(data_type=TYPES[bits], dims=codes.shape, raw_data=flat.tobytes())
+
+
+def read(tensor: TensorProto, shape: Sequence[int] | None) -> tuple[Array, int]:
+    """The integers that `pack` stored, and their bits. `shape` is theirs, which planes do not tell."""
+    if shape is None:
+        bits = next(bits for bits, kind in TYPES.items() if kind == tensor.data_type)
+        return numpy_helper.to_array(tensor).astype(np.int8), bits
+    planes = numpy_helper.to_array(tensor)[:, :, 0]
+    bits = len(planes)
+    digits = np.unpackbits(planes, axis=1)[:, : math.prod(shape)].astype(np.int64)
+    places = np.array([*(2**place for place in range(bits - 1)), -(2 ** (bits - 1))])
+    return (places @ digits).astype(np.int8).reshape(shape), bits
 
 
 def unpack(name: str, codes: Array, scales: Array, bits: int) -> tuple[list[NodeProto], list[TensorProto]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from torch import fx
 
 from core.engine.formats import (
@@ -21,6 +21,7 @@ from core.engine.formats import (
     onnx_layers,
     onnx_pads,
     onnx_resize,
+    onnx_rounding,
     onnx_shapes,
     onnx_windows,
 )
@@ -35,6 +36,7 @@ TABLES = (
     onnx_layers,
     onnx_pads,
     onnx_resize,
+    onnx_rounding,
     onnx_shapes,
     onnx_windows,
 )  # importing them fills OPERATORS
@@ -58,8 +60,12 @@ def read_onnx(path: Path, input_shape: tuple[int, ...] | None = None) -> fx.Grap
 
 def read_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Imported:
     """As `read_onnx`, with the shapes. `input_shape` (channels, height, width) fills axes that the file leaves open."""
-    model = onnx_gate.open_model(path)
-    opset = onnx_gate.check(model)
+    return read_model(onnx_gate.open_model(path), input_shape)
+
+
+def read_model(model: ModelProto, input_shape: tuple[int, ...] | None = None, rounded: bool = False) -> Imported:
+    """As `read_file`, for a file that is open. With `rounded`, values may be rounded to integers on the way."""
+    opset = onnx_gate.check(model, onnx_rounding.KINDS if rounded else ())
     graph = model.graph
     source = _input_of(graph)
     filed = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in _dims(source)]
