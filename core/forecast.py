@@ -2,9 +2,10 @@
 
 The KL divergences of a recipe's settings, each measured alone, are summed; a non-decreasing map from the logarithm of
 the sum to the accuracy lost, fitted to whole-network measurements, turns nats into points. The interval is conformal
-(Vovk et al. 2005): a quantile of the leave-one-out errors, taken separately near the original and far from it
-(Mondrian). Plans that repair what remains have a map of their own: they lose
-far less at the same KL. Everything the user runs joins the measurements. Beyond the largest of them it says so.
+(Vovk et al. 2005): a quantile of the leave-one-out errors as shares of the predicted loss (normalized: Lei et al.
+2018), taken separately near the original and far from it (Mondrian). Plans that repair what remains have a map of their
+own: they lose far less at the same KL. Everything the user runs joins the measurements. Beyond the largest of them it
+says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -33,6 +34,7 @@ Array = NDArray[np.float64]
 NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SMOOTHING = 0.35  # half-width of the averaging window, in log KL
+FLOOR = 0.005  # errors are compared as shares of the predicted loss and this
 FEWEST = 6  # measurements below which no number is shown
 
 
@@ -119,8 +121,8 @@ class Calibration:
 
     @cached_property
     def _widths(self) -> tuple[float, float]:
-        """Half-widths near and far; a side with too few points takes all."""
-        errors, far = np.abs(self.left_out - self.drop), self.left_out >= NEAR
+        """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all."""
+        errors, far = np.abs(self.left_out - self.drop) / (self.left_out + FLOOR), self.left_out >= NEAR
         near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
         return near, away
 
@@ -130,7 +132,8 @@ class Calibration:
         return drop, self.width(drop)
 
     def width(self, drop: float) -> float:
-        return self._widths[drop >= NEAR]
+        """Of the interval around a predicted loss."""
+        return self._widths[drop >= NEAR] * (drop + FLOOR)
 
 
 @dataclass(frozen=True)
