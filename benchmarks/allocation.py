@@ -106,7 +106,7 @@ def compare(subject: Subject, table: SensitivityTable, images: int) -> Iterator[
         row: dict[str, object] = {
             "technique": technique,
             "budget": share,
-            "original": float((before == y).double().mean()),
+            "original": float((before.argmax(1) == y).double().mean()),
             "accuracy_lost": lost,
             "cost_of_budget": {k: choices.cost_of(p)[KINDS.index(kind)] / budget for k, p in plans.items()},
             "kl": {k: choices.loss_of(p) for k, p in plans.items()},

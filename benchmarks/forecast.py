@@ -1,6 +1,6 @@
 """Joint prediction: 60 random mixed recipes that calibration never saw, forecast and then measured.
 
-    python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 4000] [--seeds 1]
+    python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 7250] [--seed 0]
 
 Run `benchmarks.sensitivity` first: its table is read. The forecast is calibrated on 2,000 images by 16 plans; recipes
 are judged on `--images` others. What is compared is the accuracy lost, so that the difficulty of either part cancels.
@@ -20,8 +20,10 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.subjects import Subject, open_subject
-from core.engine.calibrate import COUNT, RANGE, answers, calibrate, measure_plan, random_plan
-from core.forecast import NEAR, Forecast, Point, sum_kl
+from core.calibration import NEAR, Point
+from core.engine.calibrate import answers, calibrate, measure_plan
+from core.engine.calibration_plans import COUNT, RANGE, random_plan
+from core.forecast import Forecast, sum_kl
 from core.plan import plan_rows
 from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table
 
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipes", type=int, default=60)
-    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=7250)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -77,8 +77,8 @@ def run_whole(module: nn.Module, x: Tensor, weights: dict[str, Tensor]) -> Tenso
 def race(subject: Subject, x: Tensor, few: Tensor, every: int = 10) -> tuple[float, dict[str, float]]:
     """(largest difference of cached and uncached logits, processor seconds for each image and cell of x).
 
-    Tier 1 on the images `few`, the exact sweep with its prefix cached, and without as NNI and Distiller do it take turns
-    on every tenth cell, so that a busy machine slows all alike.
+    Tier 1 on the images `few` and the exact sweep, with its prefix cached and without as NNI and Distiller do it, take
+    turns on every tenth cell, so that a busy machine slows all alike.
     """
     layers = [layer.name for layer in subject.profile.weighing]
     replays, worst = [Replay(subject.module, images, layers) for images in (few, x)], 0.0

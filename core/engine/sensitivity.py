@@ -6,7 +6,8 @@ one forward and one backward pass over all images serve every cell.
 
 Tier 1 (`measure_cells`): KL divergence of the answers from the original's on unlabelled images, both softened by a
 temperature as in distillation (Hinton et al. 2015), the suffix alone run again. Softened, a few doubtful images weigh
-less, and what several settings do together is nearer to the sum of what each does alone. It stops when `report` raises Cancelled and goes on where it, or a killed process, stopped.
+less, and what several settings do together is nearer to the sum of what each does alone. It stops when `report` raises
+Cancelled and goes on where it, or a killed process, stopped.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def measure_cells(
 
 
 def compare(replay: Replay, logits: Tensor, features: Tensor, y: Tensor | None) -> dict[str, float]:
-    """KL of the softened answers (nats), SQNR of the logits (dB, at most 99), cosine of the features, and accuracy loss where labels are."""
+    """KL of softened answers (nats), SQNR of logits (dB, at most 99), cosine of features; accuracy loss with labels."""
     after, before = ((answer / TEMPERATURE).log_softmax(1) for answer in (logits, replay.logits))
     kl = F.kl_div(after, before, reduction="batchmean", log_target=True)
     noise = (logits - replay.logits).square().sum().clamp_min(1e-30)
