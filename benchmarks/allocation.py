@@ -55,8 +55,8 @@ def uniform_channels(choices: Choices, budget: float) -> Plan:
     raise SystemExit("No uniform plan meets the budget.")
 
 
-def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[Plan, int]:
-    """(the plan of least summed KL within the budget, trials) of Optuna's NSGA-II on the same additive objective."""
+def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[Plan | None, int]:
+    """(the plan of least summed KL within the budget if one was found, trials) of Optuna's NSGA-II."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -71,7 +71,7 @@ def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[Pl
     study.optimize(objective, timeout=seconds)
     allowed = [t for t in study.trials if t.values and t.values[1] <= budget]
     if not allowed:
-        return choices.spend({kind: budget * 1e-9 + choices.cost_of({})[k]}).levels, len(study.trials)
+        return None, len(study.trials)
     best = min(allowed, key=lambda t: t.values[0])
     return {(x.name, x.technique): x.levels[best.params[x.name]] for x in items}, len(study.trials)
 
@@ -101,7 +101,8 @@ def compare(subject: Subject, table: SensitivityTable, images: int) -> Iterator[
         start = time.perf_counter()
         Choices(subject.profile, table, {technique: levels}).spend({kind: budget})
         seconds = time.perf_counter() - start
-        plans["NSGA-II"], trials = nsga(choices, kind, budget, PATIENCE * seconds)
+        evolved, trials = nsga(choices, kind, budget, PATIENCE * seconds)
+        plans |= {"NSGA-II": evolved} if evolved else {}
         lost = {k: measure_plan(subject.network, p, x, y, before)["accuracy"] for k, p in plans.items()}
         row: dict[str, object] = {
             "technique": technique,

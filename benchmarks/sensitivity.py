@@ -41,13 +41,15 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[str, np.ndarray]:
-    """Change of cross-entropy and of accuracy, (cells,) each, over the images so far, with the prefix cached.
+    """Sums over the images so far, (cells,) each, with the prefix cached: change of cross-entropy ("loss"), its square,
+    that of every other chunk ("half"), right answers won ("hits") and the KL divergence of tier 1 ("kl").
 
     Kept after every chunk of images: a run stopped by `minutes` goes on where it was.
     """
     path = RESULTS / f"sensitivity-{subject.name}-exact.npz"
     cells, end = settings(subject.profile), time.monotonic() + 60 * minutes
-    kept = dict(np.load(path)) if path.exists() else {"loss": np.zeros(len(cells)), "hits": np.zeros(len(cells))}
+    empty = {name: np.zeros(len(cells)) for name in ("loss", "squares", "half", "hits", "kl")}
+    kept = dict(np.load(path)) if path.exists() else empty
     done, spent = int(kept.get("images", 0)), float(kept.get("seconds", 0.0))
     for i in range(done, len(x), CHUNK):
         if time.monotonic() > end:
@@ -55,17 +57,41 @@ def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[
         start = time.process_time()
         replay = Replay(subject.module, x[i : i + CHUNK], [layer.name for layer in subject.profile.weighing])
         labels = y[i : i + CHUNK]
-        base = float(F.cross_entropy(replay.logits, labels, reduction="sum"))
+        base = F.cross_entropy(replay.logits, labels, reduction="none")
         right = int((replay.logits.argmax(1) == labels).sum())
         for j, (key, level) in enumerate(cells):
-            logits, _ = replay.run(perturb(subject.network, {key: level}))
-            kept["loss"][j] += float(F.cross_entropy(logits, labels, reduction="sum")) - base
+            logits, features = replay.run(perturb(subject.network, {key: level}))
+            change = (F.cross_entropy(logits, labels, reduction="none") - base).double()
+            kept["loss"][j] += float(change.sum())
+            kept["squares"][j] += float(change.square().sum())
+            kept["half"][j] += float(change.sum()) * (i // CHUNK % 2)
             kept["hits"][j] += int((logits.argmax(1) == labels).sum()) - right
+            kept["kl"][j] += compare(replay, logits, features, None)["kl"] * len(labels)
         done, spent = i + len(labels), spent + time.process_time() - start
         kept |= {"images": np.array(done), "seconds": np.array(spent)}
         np.savez(path, **kept)
         print(f"exact sweep: {done} of {len(x)} images, {spent:.0f} s of processor time", flush=True)
     return kept
+
+
+def limits(swept: dict[str, np.ndarray], score: np.ndarray) -> dict[str, float]:
+    """How far the exact answer itself can be trusted, so that a rank correlation with it can be judged.
+
+    Spearman-Brown from two halves of the images to all of them gives the reliability; its root is what a score that
+    knew the truth would reach.
+    """
+    loss, images = swept["loss"], int(swept["images"])
+    halves = float(spearmanr(swept["half"], loss - swept["half"])[0])
+    whole = 2 * halves / (1 + halves)
+    error = np.sqrt(np.maximum(swept["squares"] - loss**2 / images, 0.0))
+    sure = np.abs(loss) > 2 * error
+    return {
+        "two halves of the images": halves,
+        "a score that knew the truth": float(np.sqrt(whole)),
+        "KL on the very images of the exact answer": float(spearmanr(swept["kl"], loss)[0]),
+        "cells beyond two standard errors": int(sure.sum()),
+        "tier 1 among these": float(spearmanr(score[sure], loss[sure])[0]),
+    }
 
 
 def run_whole(module: nn.Module, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -164,6 +190,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
         "model": subject.name,
         "cells": len(cells), "images": images, "seconds_scaled_to_images": args.images, "spearman": ranks,
         "tier0_s": tier0, "tier1_s": tier1, "tier1_by_turns_s": once, "cached_exact_s": exact, "others_s": naive,
+        "limits_of_spearman": limits(swept, scores["tier 1: KL, 64 images"]),
         "prefix_cache": {"largest_difference": worst, "times_faster": each["uncached"] / each["cached"]},
         "tier1_times_faster": {"than the cached exact sweep": exact / once}
         | {f"than {name}": value / once for name, value in naive.items()},

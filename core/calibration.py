@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SMOOTHING = 0.35  # half-width of the averaging window, in log KL
+BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
 FLOOR = 0.005  # errors are compared as shares of the predicted loss and this
 
 
@@ -33,6 +34,15 @@ class Point:
     repaired: bool = False  # whether what remains was solved again, which wins back much of it
     plan: Plan | None = None  # where it is known
     error: float = 0.0  # standard error of the loss, from the images whose answer changed
+    expected: float | None = None  # the loss as the margins say, which varies less but may be off by BIAS of itself
+
+    @property
+    def estimate(self) -> float:
+        """The loss counted and the loss expected, weighted by what each may be off: what the map is fitted to."""
+        if self.expected is None:
+            return self.drop
+        counted, biased = self.error**2, (BIAS * self.expected) ** 2
+        return (biased * self.drop + counted * self.expected) / max(biased + counted, 1e-30)
 
 
 def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
@@ -64,16 +74,17 @@ class Calibration:
     def __init__(self, points: tuple[Point, ...]) -> None:
         self.points = points
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
+        self.estimate = np.array([p.estimate for p in points])
 
     @cached_property
     def _map(self) -> tuple[Array, Array]:
-        return fit(self.kl, self.drop)
+        return fit(self.kl, self.estimate)
 
     @cached_property
     def left_out(self) -> Array:
         """(n,) the loss predicted for each point from all others."""
         keep = ~np.eye(len(self.kl), dtype=bool)
-        return np.array([read_map(*fit(self.kl[rest], self.drop[rest]), self.kl[i]) for i, rest in enumerate(keep)])
+        return np.array([read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl[i]) for i, rest in enumerate(keep)])
 
     @cached_property
     def _widths(self) -> tuple[float, float]:

@@ -147,7 +147,7 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     profile = workspace.profile(model)
     measure = "accuracy" if baseline.accuracy else "agreement"
     rows = read_lines(folder / f"calibration-{Path(data).name}.jsonl")
-    points = [p for row in rows[1:] if (p := _calibrated(table, row, measure))]
+    points = [p for row in rows[1:] if (p := calibration_point(table, row, measure))]
     runs = workspace.candidates(model, data).items()
     points += [p for name, found in runs if (p := _run(table, profile, name, found, baseline))]
     original = baseline.accuracy.value if baseline.accuracy else 1.0
@@ -156,14 +156,16 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     )
 
 
-def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
+def calibration_point(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
+    """A line of the calibration file; None where the table lacks one of its settings."""
     plan = key_levels(row["plan"])
     kl, missing = sum_kl(table, plan)
     drop = row["drop"].get(measure)
     if missing or drop is None:
         return None
     error = sqrt(max(row["drop"]["agreement"] - drop**2, 0.0) / row.get("images", 1))
-    return Point(kl, drop, "calibration", row.get("repaired", False), plan, error)
+    expected = row["drop"].get(f"expected_{measure}")
+    return Point(kl, drop, "calibration", row.get("repaired", False), plan, error, expected)
 
 
 def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:

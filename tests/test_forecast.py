@@ -93,6 +93,13 @@ def test_the_interval_grows_with_the_loss() -> None:
     assert known.width(0.08) == pytest.approx(0.1 * (0.08 + FLOOR))
 
 
+def test_counted_and_expected_losses_are_weighted_by_what_each_may_be_off() -> None:
+    """Counted 3 ± 0.4, expected 2 and thus perhaps 0.4 off: the middle. Where nothing can be off, the count."""
+    assert Point(1.0, 0.03, "a", error=0.004, expected=0.02).estimate == pytest.approx(0.025)
+    assert Point(1.0, 0.03, "a", error=0.0, expected=0.02).estimate == pytest.approx(0.03)
+    assert Point(1.0, 0.03, "a", error=0.004).estimate == 0.03
+
+
 @given(st.lists(st.integers(0, 5).map(float), min_size=1, max_size=9))
 def test_ranks_share_ties(values: list[float]) -> None:
     from scipy.stats import rankdata
