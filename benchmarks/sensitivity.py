@@ -48,8 +48,11 @@ def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[
     """
     path = RESULTS / f"sensitivity-{subject.name}-exact.npz"
     cells, end = settings(subject.profile), time.monotonic() + 60 * minutes
-    empty = {name: np.zeros(len(cells)) for name in ("loss", "squares", "half", "hits", "kl")}
+    names = np.array([f"{name} {technique} {level:g}" for (name, technique), level in cells])
+    empty = {name: np.zeros(len(cells)) for name in ("loss", "squares", "half", "hits", "kl")} | {"cells": names}
     kept = dict(np.load(path)) if path.exists() else empty
+    if not np.array_equal(kept["cells"], names):  # of another version of the table
+        kept = empty
     done, spent = int(kept.get("images", 0)), float(kept.get("seconds", 0.0))
     for i in range(done, len(x), CHUNK):
         if time.monotonic() > end:
