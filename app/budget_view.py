@@ -1,4 +1,5 @@
-"""A budget sets every layer: one slider, the plan it buys beside the same share everywhere, and the changes that pay.
+"""A budget sets every layer: one slider, the plan it buys beside the same share everywhere and the best one measured;
+and the changes that pay.
 
 Everything here only builds recipes; the layer table's sliders follow them, and undo takes them back.
 """
@@ -16,7 +17,7 @@ from app import tables
 from app.figures import inline_badge
 from app.state import State
 from app.tune_view import change
-from core.budget import Gain, Offer, allocated, gains, least_share, uniform
+from core.budget import Gain, Offer, allocated, gains, least_share, measured, uniform
 from core.catalog import CATALOG
 from core.choices import KINDS, Choices
 from core.errors import StudioError
@@ -46,7 +47,7 @@ MAY = {
 }
 FIRST = {"macs": ("Channels",), "weight_bytes": ("Channels", "int8"), "latency_ms": ("Channels", "int8")}
 ALL = {**dict(WAYS.values()), "prune_weights": LEVELS["prune_weights"], "quantize": (8.0,)}
-PREDICTED = inline_badge("predicted")
+PREDICTED, MEASURED = inline_badge("predicted"), inline_badge("measured")
 NOTHING = 0.001  # of the original's cost: below it a change is free
 MULTIPLE = 8  # of widths, where no step says otherwise
 
@@ -100,8 +101,8 @@ def _open_choices(
 
 
 def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share: float) -> None:
-    """Both plans; the one that is predicted to be better becomes the recipe."""
-    now.offers = ()
+    """All plans; the best, as predicted or where it was measured as measured, becomes the recipe."""
+    now.offers = {}
     if not open_choices.levels:
         st.caption("Choose what the budget may change.")
         return
@@ -110,27 +111,26 @@ def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share:
         if least > share:
             st.caption(f"With these choices the smallest plan needs {least:.0%}.")
             share = least * (1 + 1e-6)
-        first = allocated(known, open_choices, now.recipe, kind, share)
-        second = uniform(known, open_choices, now.recipe, kind, share)
+        ways = {"Layer by layer": allocated, "Same share everywhere": uniform, "Best measured plan": measured}
+        found = {name: make(known, open_choices, now.recipe, kind, share) for name, make in ways.items()}
     except StudioError as error:
         st.caption(str(error))
         return
-    now.offers = tuple(offer for offer in (first, second) if offer)
-    better = max(now.offers, key=lambda o: (o.prediction.value or 0.0, -o.prediction.kl))
+    now.offers = {name: offer for name, offer in found.items() if offer}
+    better = max(now.offers.values(), key=lambda o: (o.prediction.value or 0.0, -o.prediction.kl))
     change(now, lambda: better.recipe)
 
 
 def _show_offers(now: State, kind: str, known: Forecast) -> None:
-    """The two plans with what is predicted for each, while one of them is the recipe."""
-    if not any(offer.recipe == now.recipe for offer in now.offers):
+    """The plans with what is predicted or was measured for each, while one of them is the recipe."""
+    if not any(offer.recipe == now.recipe for offer in now.offers.values()):
         return
     k = KINDS.index(kind)
-    for name, offer in zip(("Layer by layer", "Same share everywhere"), now.offers, strict=False):
+    for name, offer in now.offers.items():
         used = offer.recipe == now.recipe
         with st.container(horizontal=True, vertical_alignment="center", key=f"offer-{name.partition(' ')[0]}"):
-            st.markdown(
-                f"**{name}** {PREDICTED}  \n{_words(offer, known)}, {WORDS[kind](offer.costs[k])}", width="stretch"
-            )
+            badge = MEASURED if offer.measured else PREDICTED
+            st.markdown(f"**{name}** {badge}  \n{_words(offer, known)}, {WORDS[kind](offer.costs[k])}", width="stretch")
             st.button(
                 "In use" if used else "Use",
                 key=f"use-{name}",

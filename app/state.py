@@ -46,7 +46,7 @@ class State:
     histories: dict[str, History] = field(default_factory=dict)
     held: dict[str, frozenset[Key]] = field(default_factory=dict)  # model → sliders that a budget leaves alone
     budgets: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)  # slider → percent, what may change
-    offers: tuple[Offer, ...] = ()  # what the last budget can buy
+    offers: dict[str, Offer] = field(default_factory=dict)  # what the last budget can buy
     seen: dict[str, str] = field(default_factory=dict)  # job → status when last shown
     uploads: int = 0  # grows when the upload forms are to be emptied
     notice: str = ""  # one sentence to show at the top of the next page, then forgotten

@@ -3,24 +3,27 @@
     python -m benchmarks.allocation MODEL.onnx DATA.npz [--images 4000]
 
 Run `benchmarks.sensitivity` first: its table is read. Channels at 75, 62 and 50 % of the MACs, weights at 6, 5 and 4
-bits on average. NSGA-II (Optuna) searches the same table for 100 times as long as the exact solution takes.
+bits on average; narrowed networks also with what remains repaired, as the technique does it unless told otherwise.
+NSGA-II (Optuna, not a dependency) searches the same table for 100 times as long as the exact solution takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.subjects import Subject, open_subject
 from core.choices import KINDS, Choices
-from core.engine.calibrate import answers, measure_plan
+from core.engine.calibrate import answers, lost, measure_plan, mend
 from core.engine.sensitivity import rank_cells
 from core.sensitivity_table import Plan, SensitivityTable, read_table
 
@@ -29,6 +32,9 @@ FIRST = 2250  # images before it were seen by the table or by calibration
 WIDTHS = tuple(i / 16 for i in range(1, 16))
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 PATIENCE = 100  # times the exact solution's time that NSGA-II gets
+RUNS = [("prune_channels", WIDTHS, "macs", share) for share in (0.75, 0.62, 0.5)] + [
+    ("quantize", BITS, "weight_bytes", bits) for bits in (6, 5, 4)
+]
 
 
 def other_table(table: SensitivityTable, measure: str, subject: Subject) -> SensitivityTable:
@@ -49,8 +55,8 @@ def uniform_channels(choices: Choices, budget: float) -> Plan:
     raise SystemExit("No uniform plan meets the budget.")
 
 
-def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[float, int]:
-    """(best summed KL within the budget, trials) of Optuna's NSGA-II on the same additive objective."""
+def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[Plan | None, int]:
+    """(the plan of least summed KL within the budget if one was found, trials) of Optuna's NSGA-II."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -63,49 +69,62 @@ def nsga(choices: Choices, kind: str, budget: float, seconds: float) -> tuple[fl
 
     study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.NSGAIISampler(seed=0))
     study.optimize(objective, timeout=seconds)
-    allowed = [t.values[0] for t in study.trials if t.values and t.values[1] <= budget]
-    return min(allowed, default=float("inf")), len(study.trials)
+    allowed = [t for t in study.trials if t.values and t.values[1] <= budget]
+    if not allowed:
+        return None, len(study.trials)
+    best = min(allowed, key=lambda t: t.values[0])
+    return {(x.name, x.technique): x.levels[best.params[x.name]] for x in items}, len(study.trials)
 
 
-def compare(subject: Subject, table: SensitivityTable, images: int) -> list[dict[str, object]]:
+def rivals(choices: Choices, tables: Mapping[str, SensitivityTable], kind: str, budget: float) -> dict[str, Plan]:
+    """The plans of least summed score within the budget, one for each table."""
+    return {k: Choices(choices.profile, t, choices.levels).spend({kind: budget}).levels for k, t in tables.items()}
+
+
+def uniform_bits(choices: Choices, bits: int) -> Plan:
+    return {(layer.name, "quantize"): float(bits) for layer in choices.profile.tunable}
+
+
+def compare(subject: Subject, table: SensitivityTable, images: int) -> Iterator[dict[str, object]]:
     x, y = subject.images(FIRST, images)
     before = answers(subject.module, x)
-    base = float((before == y).double().mean())
     tables = {"KL": table} | {k: other_table(table, k, subject) for k in ("fisher", "weight_error")}
-    rows = []
-    for technique, levels, kind, shares in (
-        ("prune_channels", WIDTHS, "macs", (0.75, 0.62, 0.5)),
-        ("quantize", BITS, "weight_bytes", (6, 5, 4)),
-    ):
-        for share in shares:
-            plain = Choices(subject.profile, table, {technique: levels})
-            if technique == "quantize":
-                uniform: Plan = {(layer.name, technique): float(share) for layer in subject.profile.tunable}
-                budget = plain.cost_of(uniform)[1]
-            else:
-                budget = share * plain.cost_of({})[0]
-                uniform = uniform_channels(plain, budget)
-            plans: Mapping[str, Plan] = {"uniform": uniform} | {
-                name: replace(plain, table=scores).spend({kind: budget}).levels for name, scores in tables.items()
-            }
-            start = time.perf_counter()
-            found = plain.spend({kind: budget})
-            seconds = time.perf_counter() - start
-            rival, trials = nsga(plain, kind, budget, PATIENCE * seconds)
-            truth = {k: base - measure_plan(subject.network, p, x, y, before)["accuracy"] for k, p in plans.items()}
-            row = {
-                "technique": technique,
-                "budget": share,
-                "accuracy": truth,
-                "original": base,
-                "costs": {k: plain.cost_of(p)[KINDS.index(kind)] / budget for k, p in plans.items()},
-                "kl": {"KL": found.loss, "uniform": plain.loss_of(uniform), "NSGA-II": rival},
-                "solve_ms": seconds * 1000,
-                "nsga_trials": trials,
-            }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    return rows
+    for technique, levels, kind, share in RUNS:
+        choices = Choices(subject.profile, table, {technique: levels})
+        if technique == "quantize":
+            uniform = uniform_bits(choices, int(share))
+            budget = choices.cost_of(uniform)[1]
+        else:
+            budget = share * choices.cost_of({})[0]
+            uniform = uniform_channels(choices, budget)
+        plans = {"uniform": uniform} | rivals(choices, tables, kind, budget)
+        start = time.perf_counter()
+        Choices(subject.profile, table, {technique: levels}).spend({kind: budget})
+        seconds = time.perf_counter() - start
+        evolved, trials = nsga(choices, kind, budget, PATIENCE * seconds)
+        plans |= {"NSGA-II": evolved} if evolved else {}
+        lost = {k: measure_plan(subject.network, p, x, y, before)["accuracy"] for k, p in plans.items()}
+        row: dict[str, object] = {
+            "technique": technique,
+            "budget": share,
+            "original": float((before.argmax(1) == y).double().mean()),
+            "accuracy_lost": lost,
+            "cost_of_budget": {k: choices.cost_of(p)[KINDS.index(kind)] / budget for k, p in plans.items()},
+            "kl": {k: choices.loss_of(p) for k, p in plans.items()},
+            "solve_ms": seconds * 1000,
+            "nsga_trials": trials,
+        }
+        if technique == "prune_channels":
+            row["accuracy_lost_repaired"] = {k: repaired(subject, p, x, y, before) for k, p in plans.items()}
+        print(json.dumps(row), flush=True)
+        yield row
+
+
+def repaired(subject: Subject, plan: Plan, x: Tensor, y: Tensor, before: Tensor) -> float:
+    """Accuracy lost by what the technique itself makes of a plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = mend(plan, subject.model, subject.data, Path(folder) / "scratch")
+    return lost(answers(module, x), y, before)["accuracy"]
 
 
 def main() -> None:
@@ -119,7 +138,7 @@ def main() -> None:
     if table is None:
         raise SystemExit("Run benchmarks.sensitivity on this model first.")
     subject = open_subject(args.model, args.data)
-    rows = compare(subject, table, args.images)
+    rows = list(compare(subject, table, args.images))
     (RESULTS / f"allocation-{subject.name}.json").write_text(json.dumps(rows, indent=1))
 
 

@@ -1,6 +1,6 @@
 """Joint prediction: 60 random mixed recipes that calibration never saw, forecast and then measured.
 
-    python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 4000] [--seeds 1]
+    python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 7250] [--seed 0] [--repaired]
 
 Run `benchmarks.sensitivity` first: its table is read. The forecast is calibrated on 2,000 images by 16 plans; recipes
 are judged on `--images` others. What is compared is the accuracy lost, so that the difficulty of either part cancels.
@@ -20,8 +20,10 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.subjects import Subject, open_subject
-from core.engine.calibrate import COUNT, RANGE, answers, calibrate, measure_plan, random_plan
-from core.forecast import NEAR, Forecast, Point, sum_kl
+from core.calibration import NEAR, Point
+from core.engine.calibrate import answers, calibrate, measure_plan
+from core.engine.calibration_plans import COUNT, RANGE, random_plan
+from core.forecast import Forecast, calibration_point, sum_kl
 from core.plan import plan_rows
 from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table
 
@@ -47,11 +49,13 @@ def judged(subject: Subject, table: SensitivityTable, count: int, images: int, s
     return rows[:count]
 
 
-def calibrated(subject: Subject, table: SensitivityTable) -> tuple[Point, ...]:
+def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tuple[Point, ...]:
     path = RESULTS / f"forecast-{subject.name}-calibration.jsonl"
     x, y = subject.images(0, FITTED)
-    calibrate(subject.network, table, x, y, path, {"model": subject.name, "images": FITTED}, lambda *_: None)
-    return tuple(Point(r["kl"], r["drop"]["accuracy"], "calibration") for r in read_lines(path)[1:])
+    about, techniques = {"model": subject.name, "images": FITTED}, (subject.model, subject.data) if repaired else None
+    calibrate(subject.network, table, x, y, path, about, lambda _, message: print(message, flush=True), techniques)
+    found = (calibration_point(table, row, "accuracy") for row in read_lines(path)[1:])
+    return tuple(point for point in found if point)
 
 
 def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]]) -> dict[str, object]:
@@ -66,7 +70,7 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
     return {
         "model": subject.name,
         "recipes": len(rows),
-        "calibration_plans": len(forecast.points),
+        "calibration_plans": len(forecast.calibration(False).points),
         "spearman": float(spearmanr(predicted, drop)[0]),
         "near": {
             "recipes": int(near.sum()),
@@ -81,6 +85,21 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
             "coverage": float((errors <= wide)[~near].mean()),
         },
         "predict_60_settings_ms": (time.perf_counter() - start) * 10,
+        "repaired": left_out(forecast) if forecast.calibration(True).points else None,
+    }
+
+
+def left_out(forecast: Forecast) -> dict[str, float]:
+    """Plans that repair what remains: each predicted from all others."""
+    known = forecast.calibration(True)
+    errors, near = np.abs(known.left_out - known.drop), known.drop < NEAR
+    wide = np.array([known.width(float(drop)) for drop in known.left_out])
+    return {
+        "plans": len(errors),
+        "spearman": float(spearmanr(known.left_out, known.drop)[0]),
+        "near_mean_error_points": float(errors[near].mean() * 100),
+        "near_half_width_points": float(np.median(wide[near]) * 100),
+        "coverage": float((errors <= wide).mean()),
     }
 
 
@@ -89,15 +108,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipes", type=int, default=60)
-    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=7250)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repaired", action="store_true", help="also 16 plans whose remaining layers are solved again")
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = read_table(RESULTS / f"sensitivity-{args.model.stem}.jsonl")
     if table is None:
         raise SystemExit("Run benchmarks.sensitivity on this model first.")
     subject = open_subject(args.model, args.data)
-    points = calibrated(subject, table)
+    points = calibrated(subject, table, args.repaired)
     assert len(points) >= COUNT - 2, "calibration is not complete"
     rows = judged(subject, table, args.recipes, args.images, args.seed)
     found = summary(subject, Forecast(subject.profile, table, points, 1.0), rows)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
-from core.engine.data import Images, to_tensor
+from core.engine.data import Data, Images, make_data, to_tensor
 from core.engine.models import Model, open_model
 from core.engine.perturb import Network, describe
 from core.engine.profile import profile
 from core.layers import Profile
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HELD = 500
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Subject:
     name: str
     model: Model
     network: Network
+    data: Data  # what the techniques themselves look at: HELD images without labels
     x: np.ndarray  # (n, h, w, c) uint8
     y: np.ndarray
 
@@ -52,10 +54,12 @@ class Subject:
 
 
 def open_subject(file: Path, data: Path) -> Subject:
-    """The last 500 images of the order are kept for what the techniques themselves look at."""
+    """The last HELD images of the order are kept for what the techniques themselves look at."""
     model = open_model({"kind": "file", "path": str(file), **IMAGENET})
     arrays = np.load(data)
     order = np.random.default_rng(0).permutation(len(arrays["x_test"]))
     x, y = arrays["x_test"][order], arrays["y_test"][order].astype(np.int64)
-    network = describe(model.module, model.card, profile(model, file), Images(x[-500:], None))
-    return Subject(file.stem, model, network, x[:-500], y[:-500])
+    few = Images(x[-HELD:], None)
+    network = describe(model.module, model.card, profile(model, file), few)
+    data = Data(make_data(file.stem, few, few, model.card.classes).card, few, few, few, few)
+    return Subject(file.stem, model, network, data, x[:-HELD], y[:-HELD])

@@ -1,23 +1,27 @@
 """What a budget buys: the exact plan beside the same share everywhere, and the single changes that pay best.
 
 Losses add up only near the original, so the uniform plan always stands beside the allocated one, each with its own
-prediction. All of these only build recipes.
+prediction, and so does the best of the plans that were measured whole. All of these only build recipes.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
+from core.calibration import Point
 from core.catalog import CATALOG
 from core.choices import KINDS, Choices
+from core.errors import RecipeError
 from core.forecast import Forecast, Prediction
 from core.layer_price import Costs
-from core.plan import plan_of, repaired, with_level, with_plan
+from core.plan import measured_as, plan_of, repaired, steps_of, with_level, with_plan
 from core.recipe import Recipe
 from core.sensitivity_table import Key, Plan, severity
 
 SHARES = tuple(i / 20 for i in range(20))  # of the channels, that a uniform plan may remove
+Z = 1.96  # standard errors of a 95 % interval
 LEAST_POINTS = 0.0005  # a gain below this share of the images is none
 
 
@@ -29,6 +33,7 @@ class Offer:
     plan: Plan
     costs: Costs  # in the order of KINDS
     prediction: Prediction
+    measured: bool = False  # the accuracy is no prediction but was measured, with its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,35 @@ def uniform(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, sha
         return None
     _, made, plan = best
     return Offer(made, plan, choices.cost_of(plan), forecast.predict(made))
+
+
+def measured(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer | None:
+    """Of the plans that calibration measured whole, the one within the budget that lost least; None where none fits.
+
+    Among them are uniform and weight-error plans, which are better where the sum of losses fails. A recipe that also
+    does something else was not measured, nor was one with other levels held.
+    """
+    if any(measured_as(step.technique) not in choices.levels for step in recipe.active):
+        return None
+    k = KINDS.index(kind)
+    budget = share * choices.cost_of({})[k] * (1 + 1e-9)
+    found: list[tuple[Point, Recipe, Plan, Costs]] = []
+    for point in forecast.points:
+        plan = point.plan
+        if plan is None or not {key[1] for key in plan} <= set(choices.levels):
+            continue
+        if any(plan.get(key, CATALOG[key[1]].neutral) != level for key, level in choices.locked.items()):
+            continue
+        with suppress(RecipeError):  # bits that only weights can have
+            made, costs = Recipe(steps_of(plan)), choices.cost_of(plan)
+            if costs[k] <= budget and repaired(made) == point.repaired:
+                found.append((point, made, plan, costs))
+    if not found:
+        return None
+    point, made, plan, costs = min(found, key=lambda row: row[0].drop)
+    value = forecast.baseline - point.drop
+    low, high = (min(1.0, max(0.0, value + side * Z * point.error)) for side in (-1, 1))
+    return Offer(made, plan, costs, Prediction(value, low, high, point.kl, False), measured=True)
 
 
 def _least_removed(

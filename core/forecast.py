@@ -1,10 +1,8 @@
 """Recipe → accuracy with an interval, before anything is run. NumPy only.
 
-The KL divergences of a recipe's settings, each measured alone, are summed; a non-decreasing map from the logarithm of
-the sum to the accuracy lost, fitted to whole-network measurements, turns nats into points. The interval is conformal
-(Vovk et al. 2005): a quantile of the leave-one-out errors, taken separately near the original and far from it
-(Mondrian). Plans that repair what remains have a map of their own: they lose
-far less at the same KL. Everything the user runs joins the measurements. Beyond the largest of them it says so.
+The KL divergences of a recipe's settings, each measured alone, are summed, and `core.calibration` turns nats into
+points. Plans that repair what remains have a map of their own: they lose far less at the same KL. Everything the user
+runs joins the measurements. Beyond the largest of them it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -14,36 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, exp, log
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from core.calibration import Array, Calibration, Point
 from core.candidate import Candidate, Scores
 from core.errors import RecipeError
 from core.layers import Profile
-from core.plan import plan_of, repaired
+from core.plan import key_levels, plan_of, repaired
 from core.recipe import Recipe
-from core.sensitivity_table import SMALLEST_KL, Key, Plan, SensitivityTable, pool_violators, read_lines, read_table
+from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read_table
 from core.workspace import Workspace
 
-Array = NDArray[np.float64]
-NEAR = 0.10  # a predicted loss below this share is near the original
-COVERAGE = 0.8  # of the interval
-SMOOTHING = 0.35  # half-width of the averaging window, in log KL
 FEWEST = 6  # measurements below which no number is shown
-
-
-@dataclass(frozen=True)
-class Point:
-    """A measured plan."""
-
-    kl: float  # nats, summed from the table
-    drop: float  # accuracy (or agreement) lost against the original on the same images
-    source: str  # "calibration", or the candidate's id
-    repaired: bool = False  # whether what remains was solved again, which wins back much of it
 
 
 @dataclass(frozen=True)
@@ -75,62 +59,6 @@ class Track:
     rank_correlation: float
     coverage: float  # share within the interval
     count: int
-
-
-def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
-    """(log KL, loss) on a grid: isotonic, at least 0, averaged over ±SMOOTHING, going to 0 with KL."""
-    order = np.argsort(kl, kind="stable")
-    x = np.log(np.maximum(kl[order], SMALLEST_KL))
-    y = np.maximum(pool_violators(drop[order]), 0.0)
-    grid = np.linspace(x[0] - 2.0, x[-1], 192)
-    around = grid[:, None] + np.linspace(-SMOOTHING, SMOOTHING, 15)
-    steps = np.where(around < x[0], y[0] * np.exp(around - x[0]), np.interp(around, x, y))
-    return grid, steps.mean(1)
-
-
-def read_map(grid: Array, values: Array, kl: float) -> float:
-    """The loss at a KL; below the grid in proportion to it, beyond it the last value."""
-    x = log(max(kl, SMALLEST_KL))
-    return float(values[0] * exp(x - grid[0])) if x < grid[0] else float(np.interp(x, grid, values))
-
-
-def half_width(errors: Array) -> float:
-    """The conformal quantile of absolute errors; the largest where there are too few for the coverage."""
-    ranked = np.sort(errors)
-    return float(ranked[min(len(ranked), ceil((len(ranked) + 1) * COVERAGE)) - 1])
-
-
-class Calibration:
-    """The map from KL to loss that some measured plans give, with its intervals."""
-
-    def __init__(self, points: tuple[Point, ...]) -> None:
-        self.points = points
-        self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
-
-    @cached_property
-    def _map(self) -> tuple[Array, Array]:
-        return fit(self.kl, self.drop)
-
-    @cached_property
-    def left_out(self) -> Array:
-        """(n,) the loss predicted for each point from all others."""
-        keep = ~np.eye(len(self.kl), dtype=bool)
-        return np.array([read_map(*fit(self.kl[rest], self.drop[rest]), self.kl[i]) for i, rest in enumerate(keep)])
-
-    @cached_property
-    def _widths(self) -> tuple[float, float]:
-        """Half-widths near and far; a side with too few points takes all."""
-        errors, far = np.abs(self.left_out - self.drop), self.left_out >= NEAR
-        near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
-        return near, away
-
-    def at(self, kl: float) -> tuple[float, float]:
-        """(loss, half-width of its interval) at a summed KL."""
-        drop = read_map(*self._map, kl)
-        return drop, self.width(drop)
-
-    def width(self, drop: float) -> float:
-        return self._widths[drop >= NEAR]
 
 
 @dataclass(frozen=True)
@@ -219,7 +147,7 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     profile = workspace.profile(model)
     measure = "accuracy" if baseline.accuracy else "agreement"
     rows = read_lines(folder / f"calibration-{Path(data).name}.jsonl")
-    points = [p for row in rows[1:] if (p := _calibrated(table, row, measure))]
+    points = [p for row in rows[1:] if (p := calibration_point(table, row, measure))]
     runs = workspace.candidates(model, data).items()
     points += [p for name, found in runs if (p := _run(table, profile, name, found, baseline))]
     original = baseline.accuracy.value if baseline.accuracy else 1.0
@@ -228,10 +156,16 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     )
 
 
-def _calibrated(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
-    kl, missing = sum_kl(table, {(layer, technique): level for layer, technique, level in row["plan"]})
+def calibration_point(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
+    """A line of the calibration file; None where the table lacks one of its settings."""
+    plan = key_levels(row["plan"])
+    kl, missing = sum_kl(table, plan)
     drop = row["drop"].get(measure)
-    return None if missing or drop is None else Point(kl, drop, "calibration", row.get("repaired", False))
+    if missing or drop is None:
+        return None
+    error = sqrt(max(row["drop"]["agreement"] - drop**2, 0.0) / row.get("images", 1))
+    expected = row["drop"].get(f"expected_{measure}")
+    return Point(kl, drop, "calibration", row.get("repaired", False), plan, error, expected)
 
 
 def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:

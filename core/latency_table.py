@@ -1,8 +1,8 @@
 """Measured operator times of this machine and runtime, keyed by shape and type: instant latency of any recipe.
 
-A whole model takes slope × (sum of its operators, measured alone) + intercept: alone, an operator pays for its own call
-and finds its data in cold caches, so raw sums overshoot by a fifth or more and the affine step is mandatory (nn-Meter,
-Zhang et al. 2021, and HAWQ-V3 both keep such tables). Widths in between are read from the block they are computed in:
+A whole model takes slope × (sum of what its operators add, each measured behind one that makes its input) + intercept:
+sums and pools between them have no row, so the affine step is mandatory (nn-Meter, Zhang et al. 2021, and HAWQ-V3 both
+keep such tables). Widths in between are read from the block they are computed in:
 a runtime that works in blocks of 8 channels gains nothing from 64 → 60.
 """
 

@@ -1,7 +1,7 @@
 """The sensitivity table: layer × technique × level → how far the answers move. Plain records on disk, no tensor.
 
-Tier 0 ranks (empirical Fisher, weight error; seconds); tier 1 measures: KL divergence of the answers from the
-original's, in nats, on images without labels, with accuracy loss, SQNR and feature cosine from the same passes.
+Tier 0 ranks (empirical Fisher, weight error; seconds); tier 1 measures: KL divergence of the softened answers from
+the original's, in nats, on images without labels, with accuracy loss, SQNR and feature cosine from the same passes.
 
 A curve is made monotone by pooling adjacent violators (PAVA, Ayer et al. 1955) on log KL, then read as a power law
 between its points and as a square law below the first: small errors move KL with their square.

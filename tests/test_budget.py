@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from core.budget import allocated, gains, least_share, uniform
+from core.budget import allocated, gains, least_share, measured, uniform
+from core.calibration import Point
 from core.choices import KINDS, Choices
-from core.forecast import Forecast, Point
+from core.forecast import Forecast
 from core.plan import plan_of, with_level, with_plan
 from core.predict import costs
 from core.recipe import Recipe, Step
@@ -79,7 +80,7 @@ def test_the_uniform_plan_removes_no_more_than_it_must() -> None:
 
 def test_the_least_share_is_what_the_smallest_plan_needs() -> None:
     made = choices()
-    narrowest = Recipe((Step("prune_channels", {"ratio": 0.95, "multiple": 8}),))  # 8 channels everywhere
+    narrowest = Recipe((Step("prune_channels", {"ratio": 1.0, "multiple": 8}),))  # no branches, 8 channels
     assert least_share(made, "macs") == pytest.approx(costs(PROFILE, narrowest).macs / PROFILE.macs)
     assert uniform(KNOWN, made, Recipe(), "macs", 0.5 * least_share(made, "macs")) is None
 
@@ -127,3 +128,23 @@ def test_one_layer_is_made_gentler_in_every_step_that_had_it_lower() -> None:
     recipe = Recipe((Step("prune_channels", {"ratio": 0.5}), Step("distill"), Step("prune_channels", {"ratio": 0.25})))
     made = with_level(recipe, ("conv1", "prune_channels"), 0.25)
     assert [dict(s.layers) for s in made.steps] == [{"conv1": 0.25}, {}, {}]
+
+
+def test_the_best_measured_plan_is_offered_where_it_fits_and_nothing_else_is_done() -> None:
+    """Of three measured plans one is too large and one lost more; by hand: 0.9 - 0.02 ± 1.96 × 0.005."""
+    groups = [g.name for g in PROFILE.groups if not g.blocked]
+    plans = {share: {(name, "prune_channels"): share for name in groups} for share in (0.0625, 0.5, 0.75)}
+    points = tuple(Point(share, drop, "calibration", True, plans[share], 0.005) for share, drop in
+                   ((0.0625, 0.001), (0.5, 0.02), (0.75, 0.3)))  # fmt: skip
+    known = Forecast(PROFILE, KNOWN.table, POINTS + points, 0.9)
+    offer = measured(known, choices(), Recipe(), "macs", 0.5)
+    assert offer is not None
+    assert offer.measured
+    assert (offer.prediction.value, offer.prediction.low) == pytest.approx((0.88, 0.88 - 0.0098))
+    assert costs(PROFILE, offer.recipe).macs <= 0.5 * PROFILE.macs
+    assert {key: level for key, level in plan_of(PROFILE, offer.recipe)[0].items() if level} == plans[0.5]
+    assert measured(known, choices(), START, "macs", 0.5) is None  # it also distils
+    assert measured(known, choices(locked={(groups[0], "prune_channels"): 0.0}), Recipe(), "macs", 0.5) is None
+    assert measured(known, choices(), Recipe(), "macs", 0.01) is None
+    unrepaired = replace(known, points=tuple(replace(p, repaired=False) for p in points))
+    assert measured(unrepaired, choices(), Recipe(), "macs", 0.5) is None  # the steps of a plan repair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from core.cards import ModelCard
+from core.choices import Choices
 from core.engine import latency_job
-from core.engine.calibrate import (
-    COUNT,
-    RANGE,
-    answers,
-    calibrate,
-    calibration_plans,
-    lost,
-    measure_plan,
-    mend,
-    random_plan,
-)
+from core.engine.calibrate import answers, calibrate, lost, measure_plan, mend
+from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, random_plan, rivals
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -36,10 +29,10 @@ from core.engine.tasks import bring_model, measure
 from core.engine.worker import KINDS
 from core.errors import Cancelled
 from core.forecast import load, sum_kl
-from core.plan import key_levels
+from core.plan import key_levels, plan_rows
 from core.recipe import Recipe, Step
 from core.recipe_latency import load_latency, predict_latency
-from core.sensitivity_table import Cell, SensitivityTable, read_lines, severity
+from core.sensitivity_table import LEVELS, Cell, SensitivityTable, read_lines, severity
 from core.workspace import Workspace
 
 CARD = ModelCard("tiny", "Tiny", (3, 8, 8), tuple("abc"))
@@ -91,18 +84,44 @@ def test_calibration_spans_the_range_and_is_the_same_every_time(network: Network
     assert RANGE[1] / 4 < max(kl) <= RANGE[1]
 
 
+def test_each_plan_is_measured_once_and_the_middle_of_the_range_first(network: Network) -> None:
+    table = make_table(network)
+    for mended in (False, True):
+        plans = calibration_plans(network.profile, table, mended=mended)
+        settings = {frozenset(key_levels(plan_rows(plan)).items()) for plan in plans}
+        assert len(settings) == len(plans)
+        assert COUNT - 4 <= len(plans) <= COUNT  # a network of three layers has few ways to mend little
+        kl = [sum_kl(table, plan)[0] for plan in plans]
+        assert kl[0] == sorted(kl)[len(kl) // 2]
+        assert max(kl[:6]) / min(kl[:6]) > (max(kl) / min(kl)) ** 0.5  # six say much of the range
+
+
+def test_rivals_keep_within_the_budget(network: Network) -> None:
+    """The gentlest uniform share that fits, and the least weight error, which here only later layers pay for."""
+    table = make_table(network)
+    cells = {k: replace(c, weight_error=(c.kl or 0.0) * (9 if c.layer == "0" else 1)) for k, c in table.cells.items()}
+    choices = Choices(network.profile, SensitivityTable({}, cells), {"prune_channels": LEVELS["prune_channels"]})
+    budget = 0.6 * choices.cost_of({})[0]
+    uniform, weights = rivals(choices, "prune_channels", "macs", budget)
+    assert max(choices.cost_of(plan)[0] for plan in (uniform, weights)) <= budget
+    (level,) = set(uniform.values())
+    assert choices.cost_of(dict.fromkeys(uniform, level - 0.0626))[0] > budget  # one channel more is too much
+    assert weights["0", "prune_channels"] < weights["2", "prune_channels"]
+
+
 def test_what_a_plan_loses(network: Network) -> None:
     """Without its last layer's weights every image gets the answer of the largest bias."""
     x, y = pictures(300)
     before = answers(network.module, x)
-    assert measure_plan(network, {}, x, y, before) == {"agreement": 0.0, "accuracy": 0.0}
+    assert set(measure_plan(network, {}, x, y, before).values()) == {0.0}
     bias = network.module.get_submodule("5").bias
     assert isinstance(bias, Tensor)
-    only = int(bias.argmax())
+    only, right = int(bias.argmax()), before.argmax(1)
     lost = measure_plan(network, {("5", "prune_weights"): 1.0}, x, y, before)
-    assert lost["agreement"] == pytest.approx(float((before != only).double().mean()))
-    assert lost["accuracy"] == pytest.approx(float((before == y).double().mean() - (y == only).double().mean()))
-    assert measure_plan(network, {("5", "prune_weights"): 1.0}, x, None, before).keys() == {"agreement"}
+    assert lost["agreement"] == pytest.approx(float((right != only).double().mean()))
+    assert lost["accuracy"] == pytest.approx(float((right == y).double().mean() - (y == only).double().mean()))
+    unlabelled = measure_plan(network, {("5", "prune_weights"): 1.0}, x, None, before)
+    assert unlabelled.keys() == {"agreement", "expected_agreement"}
 
 
 def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> None:

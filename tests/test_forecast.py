@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from core.calibration import FLOOR, Calibration, Point, fit, half_width, read_map
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
-from core.forecast import Forecast, Point, fit, half_width, load, rank, read_map
+from core.forecast import Forecast, load, rank
 from core.layers import Feed, Group, Layer, Profile
 from core.plan import RANKED, TRAINED, plan_of, steps_of
 from core.recipe import Recipe, Step
@@ -81,6 +82,22 @@ def test_the_interval_is_the_conformal_quantile() -> None:
     """Of 10 errors, the ceil(11 × 0.8) = 9th; of 3 it would be the 4th, so the largest."""
     assert half_width(np.arange(1.0, 11.0)) == 9.0
     assert half_width(np.array([3.0, 1.0, 2.0])) == 3.0
+
+
+def test_the_interval_grows_with_the_loss() -> None:
+    """Ten points whose left-out errors are a tenth of the predicted loss and FLOOR: so is the half-width."""
+    known = Calibration(points(10))
+    known.__dict__["left_out"] = np.geomspace(0.001, 0.09, 10)
+    known.drop[:] = 1.1 * known.left_out + 0.1 * FLOOR
+    assert known.width(0.02) == pytest.approx(0.1 * (0.02 + FLOOR))
+    assert known.width(0.08) == pytest.approx(0.1 * (0.08 + FLOOR))
+
+
+def test_counted_and_expected_losses_are_weighted_by_what_each_may_be_off() -> None:
+    """Counted 3 ± 0.4, expected 2 and thus perhaps 0.4 off: the middle. Where nothing can be off, the count."""
+    assert Point(1.0, 0.03, "a", error=0.004, expected=0.02).estimate == pytest.approx(0.025)
+    assert Point(1.0, 0.03, "a", error=0.0, expected=0.02).estimate == pytest.approx(0.03)
+    assert Point(1.0, 0.03, "a", error=0.004).estimate == 0.03
 
 
 @given(st.lists(st.integers(0, 5).map(float), min_size=1, max_size=9))

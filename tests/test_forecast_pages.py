@@ -17,9 +17,11 @@ from core.budget import Gain
 from core.catalog import CATALOG
 from core.forecast import Prediction
 from core.jobs import JobStore
+from core.plan import plan_of, plan_rows
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.recipe_latency import Speed, latency_path
+from core.sensitivity_table import append_lines
 from core.workspace import Workspace
 from tests.forecasts import lost, write_forecast
 from tests.profiles import resnet
@@ -122,6 +124,19 @@ def test_a_budget_makes_a_recipe_that_keeps_within_it_and_undo_takes_it_back(spa
     click(tab, "Undo--1")
     assert state(tab).recipe == before
     assert "Layer by layer" not in words(tab)  # neither plan is the recipe any more
+
+
+def test_a_plan_that_was_measured_to_lose_less_than_predicted_is_used(space: Workspace) -> None:
+    plan = {(group.name, "prune_channels"): 0.5 for group in PROFILE.groups if not group.blocked}
+    row = {"plan": plan_rows(plan), "repaired": True, "drop": {"accuracy": 0.001, "agreement": 0.01}, "images": 100}
+    append_lines(space.folder("models", "net-1") / "calibration-pets-1.jsonl", [row])
+    tab = open_budget(open_page("tune"))
+    tab.slider(key="share-net-1-macs").set_value(60).run()
+    assert not tab.exception, tab.exception
+    assert "Best measured plan** :" in words(tab)
+    assert tab.button(key="use-Best measured plan").disabled  # as it is in use
+    assert plan_of(PROFILE, state(tab).recipe)[0] == plan
+    assert costs(PROFILE, state(tab).recipe).macs <= 0.6 * PROFILE.macs
 
 
 def test_another_kind_of_budget_changes_nothing_until_its_slider_is_moved(space: Workspace) -> None:

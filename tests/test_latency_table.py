@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
-from core.engine import runtime
+from core.engine import latency_table, runtime
 from core.engine.latency_table import measure_table, operator_file, operators_of, time_operator, with_affine
 from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator, fit_affine
 from core.layers import Feed, Layer, Profile
@@ -83,11 +84,30 @@ def test_the_integer_file_is_one_integer_operator(tmp_path: object) -> None:
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     onnxruntime.InferenceSession(operator_file(Operator(conv(16, 16), INTEGER)), options, ["CPUExecutionProvider"])
-    import onnx
-
     kinds = [node.op_type for node in onnx.load(f"{tmp_path}/out.onnx").graph.node]
     assert "QLinearConv" in kinds
     assert "Conv" not in kinds
+
+
+def test_an_operator_takes_what_it_adds_to_the_one_that_makes_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are opened to see what runs; times by hand: 0.3 ms for the maker, 1.1 ms for both."""
+    seen: list[list[str]] = []
+
+    def fastest(files: list[bytes], *_: object) -> list[float]:
+        seen.extend([node.op_type for node in onnx.load_from_string(file).graph.node] for file in files)
+        return [0.3, 1.1][: len(files)]
+
+    monkeypatch.setattr(latency_table, "_fastest", fastest)
+    assert time_operator(Operator(conv(16, 24))) == pytest.approx(0.8)
+    assert time_operator(Operator(Shape("linear", 20, 5))) == 0.3
+    assert seen == [["Conv", "Relu"], ["Conv", "Relu"] * 2, ["Gemm", "Relu"]]
+    monkeypatch.setattr(latency_table, "_fastest", lambda *_: [1.2, 1.0])
+    assert time_operator(Operator(conv(16, 24))) == pytest.approx(0.02)  # noise, but never free
+
+
+@pytest.mark.parametrize("kind", [FLOAT, INTEGER])
+def test_the_maker_makes_what_the_operator_reads(kind: str) -> None:
+    assert time_operator(Operator(Shape("conv", 6, 8, (5, 3), 2, (9, 8), (5, 4)), kind), batch=2, seconds=0.0) > 0
 
 
 def test_times_are_of_this_machine_and_grow_with_the_work() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.forecast import Forecast, Point, Prediction
+from core.calibration import Point
+from core.forecast import Forecast, Prediction
 from core.latency_table import LatencyTable, Operator
 from core.layers import Profile
 from core.outlook import INT8_LAYER_BYTES, STEPS, Outlook, cost_on, front, thin

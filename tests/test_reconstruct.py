@@ -51,6 +51,8 @@ def test_patches_times_weights_are_the_layers_output(name: str) -> None:
     bias = 0 if layer.bias is None else layer.bias.view(found.shape[0], 1, -1)
     assert torch.allclose(found + bias, values(layer, layer(X)).transpose(0, 1), atol=1e-5)
     assert torch.equal(as_weight(layer, as_matrix(layer, layer.weight)), layer.weight)
+    rows = torch.tensor([5, 0, 17])
+    assert torch.equal(patches(layer, X, rows), patches(layer, X)[rows])
 
 
 @pytest.mark.parametrize("shifts", [True, False])

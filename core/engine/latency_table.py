@@ -1,20 +1,21 @@
 """Measure the latency table: each operator alone in ONNX Runtime, then whole models for the affine step.
 
-An operator is a file of one convolution (or matrix product) with its activation, float or between uint8 tensors as in a
-quantized model. The fastest of many runs counts: whatever else the machine does only ever adds time.
+An operator is one convolution (or matrix product) with its activation, float or between uint8 tensors as in a quantized
+model. It is timed behind a small convolution that makes its input, whose own time is taken off: inside a network it
+finds its input in the runtime's own memory layout and in warm caches, and alone it would pay for both. The fastest of
+many runs counts: whatever else the machine does only ever adds time.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -29,6 +30,7 @@ SECONDS = 0.15  # spent on each operator
 FEWEST = 10  # runs, however slow
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the original widths
 BLOCK = 8
+LEAST_ADDED = 0.02  # of the time that an operator and its maker take: noise may not make it free
 OPSET, IR = 17, 8
 
 
@@ -61,32 +63,49 @@ def _supported(shape: Shape) -> bool:
 
 def operator_file(operator: Operator, batch: int = 1) -> bytes:
     """An ONNX file of this one operator followed by its activation; weights are noise."""
-    shape, integer = operator.shape, operator.type == INTEGER
-    linear = shape.kind == "linear"
-    groups = shape.out_channels if shape.kind == "depthwise" else shape.groups
-    size = [batch, shape.in_channels] if linear else [batch, shape.in_channels, *shape.in_size]
-    weight = [shape.out_channels, shape.in_channels // groups, *([] if linear else shape.kernel)]
-    values = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
-    main = "Gemm" if linear else "Conv"
-    options = {"transB": 1} if linear else {"group": groups, **_window(shape)}
-    if integer:
-        before, inputs, after, constants = _integer_ends(values)
-    else:
-        before, inputs, after = [], ["x", "w", "b"], [helper.make_node("Relu", ["y"], ["z"])]
-        constants = {"w": values, "b": np.zeros(shape.out_channels, np.float32)}
-    kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
+    return _file((operator,), batch)
+
+
+def _file(operators: Sequence[Operator], batch: int) -> bytes:
+    """An ONNX file of operators in a row, each followed by its activation."""
+    first, kind = operators[0].shape, TensorProto.UINT8 if operators[0].type == INTEGER else TensorProto.FLOAT
+    size = [batch, first.in_channels, *([] if first.kind == "linear" else first.in_size)]
+    nodes: list[NodeProto] = []
+    constants: dict[str, Any] = {}
+    for number, operator in enumerate(operators):
+        found, values = _nodes(operator, str(number), str(number + 1))
+        nodes, constants = nodes + found, constants | values
     graph = helper.make_graph(
-        [*before, helper.make_node(main, inputs, ["y"], **options), *after],
+        nodes,
         "operator",
-        [helper.make_tensor_value_info("x", kind, size)],
-        [helper.make_tensor_value_info("z", kind, None)],
+        [helper.make_tensor_value_info("0", kind, size)],
+        [helper.make_tensor_value_info(str(len(operators)), kind, None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     return bytes(model.SerializeToString())
 
 
-def _integer_ends(values: NDArray[np.float32]) -> tuple[list[NodeProto], list[str], list[NodeProto], dict[str, Any]]:
+def _nodes(operator: Operator, x: str, z: str) -> tuple[list[NodeProto], dict[str, Any]]:
+    """(the nodes from value `x` to value `z`, their constants)."""
+    shape, linear = operator.shape, operator.shape.kind == "linear"
+    groups = shape.out_channels if shape.kind == "depthwise" else shape.groups
+    weight = [shape.out_channels, shape.in_channels // groups, *([] if linear else shape.kernel)]
+    values = np.random.default_rng(0).standard_normal(weight).astype(np.float32)
+    main = "Gemm" if linear else "Conv"
+    options = {"transB": 1} if linear else {"group": groups, **_window(shape)}
+    w, b, y = (f"{name}{z}" for name in "wby")
+    if operator.type == INTEGER:
+        before, inputs, after, constants = _integer_ends(values, x, z)
+    else:
+        before, inputs, after = [], [x, w, b], [helper.make_node("Relu", [y], [z])]
+        constants = {w: values, b: np.zeros(shape.out_channels, np.float32)}
+    return [*before, helper.make_node(main, inputs, [y], **options), *after], constants
+
+
+def _integer_ends(
+    values: NDArray[np.float32], x: str, z: str
+) -> tuple[list[NodeProto], list[str], list[NodeProto], dict[str, Any]]:
     """(nodes before, the operator's inputs, nodes after, constants) that the runtime fuses into an integer one."""
     scales = np.full(len(values), 0.02, np.float32)
     constants = {
@@ -100,16 +119,20 @@ def _integer_ends(values: NDArray[np.float32]) -> tuple[list[NodeProto], list[st
         "none": np.zeros(len(values), np.int8),
         "no_bias": np.zeros(len(values), np.int32),
     }
+    rows = {
+        "xf": [x, f"step{z}", f"middle{z}"],
+        "wf": [f"w{z}", f"steps{z}", f"none{z}"],
+        "bf": [f"b{z}", f"bias_steps{z}", f"no_bias{z}"],
+    }
     before = [
-        helper.make_node("DequantizeLinear", ["x", "step", "middle"], ["xf"]),
-        helper.make_node("DequantizeLinear", ["w", "steps", "none"], ["wf"], axis=0),
-        helper.make_node("DequantizeLinear", ["b", "bias_steps", "no_bias"], ["bf"], axis=0),
+        helper.make_node("DequantizeLinear", inputs, [f"{name}{z}"], axis=0 if name != "xf" else 1)
+        for name, inputs in rows.items()
     ]
     after = [
-        helper.make_node("Relu", ["y"], ["r"]),
-        helper.make_node("QuantizeLinear", ["r", "step", "least"], ["z"]),
+        helper.make_node("Relu", [f"y{z}"], [f"r{z}"]),
+        helper.make_node("QuantizeLinear", [f"r{z}", f"step{z}", f"least{z}"], [z]),
     ]
-    return before, ["xf", "wf", "bf"], after, constants
+    return before, [f"{name}{z}" for name in rows], after, {f"{name}{z}": value for name, value in constants.items()}
 
 
 def _window(shape: Shape) -> dict[str, list[int]]:
@@ -135,11 +158,37 @@ def time_file(file: Path | bytes, x: NDArray[np.generic], threads: int = 1, seco
 
 
 def time_operator(operator: Operator, threads: int = 1, batch: int = 1, seconds: float = SECONDS) -> float:
-    """Fastest run in ms of one operator alone."""
-    file = operator_file(operator, batch)
-    dims = onnx.load_from_string(file).graph.input[0].type.tensor_type.shape.dim
-    kind = np.uint8 if operator.type == INTEGER else np.float32
-    return time_file(file, np.ones([d.dim_value for d in dims], kind), threads, seconds)
+    """What one operator adds in ms to the one that makes its input; a linear one alone."""
+    shape = operator.shape
+    if shape.kind == "linear":
+        return _fastest([operator_file(operator, batch)], threads, seconds)[0]
+    maker = replace(operator, shape=Shape("conv", 1, shape.in_channels, (1, 1), 1, shape.in_size, shape.in_size))
+    files = [_file(row, batch) for row in ((maker,), (maker, operator))]
+    before, both = _fastest(files, threads, seconds)
+    return max(both - before, LEAST_ADDED * both)
+
+
+def _fastest(files: Sequence[bytes], threads: int, seconds: float) -> list[float]:
+    """Fastest run in ms of every file, by turns."""
+    calls = [_ready(file, threads) for file in files]
+    best, runs, end = [float("inf")] * len(files), 0, time.perf_counter() + seconds
+    while runs < FEWEST or time.perf_counter() < end:
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
+        runs += 1
+    return [1000 * b for b in best]
+
+
+def _ready(file: bytes, threads: int) -> Callable[[], object]:
+    """A call that runs the file once, on ones; warmed up."""
+    session = runtime.open_file(file, threads)
+    source = session.get_inputs()[0]
+    x = np.ones(source.shape, np.uint8 if source.type == "tensor(uint8)" else np.float32)
+    for _ in range(3):
+        session.run(None, {source.name: x})
+    return lambda: session.run(None, {source.name: x})
 
 
 def measure_table(

@@ -25,14 +25,25 @@ ROWS = 50  # rows kept for each unknown of an output channel: more add time, not
 STEPS = 100  # of conjugate gradients, for layers with zeros to keep
 
 
-def patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """What each output value is a sum over: (rows, groups, inputs of a group), rows being images × places."""
+def patches(layer: nn.Conv2d | nn.Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What each output value is a sum over: (rows, groups, inputs of a group), rows being images × places.
+
+    `rows` (k,) picks some of them, so that no more is copied.
+    """
     if isinstance(layer, nn.Linear):
-        return x.reshape(-1, 1, x.shape[-1])
+        found = x.reshape(-1, 1, x.shape[-1])
+        return found if rows is None else found[rows]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode)
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)  # (n, c_in · kh · kw, places)
-    return columns.transpose(1, 2).reshape(-1, layer.groups, columns.shape[1] // layer.groups)
+    for axis in (0, 1):  # views: (n, c_in, h, w, kh, kw)
+        dilation, kernel = layer.dilation[axis], layer.kernel_size[axis]
+        x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, layer.stride[axis])[..., ::dilation]
+    places = x.permute(0, 2, 3, 1, 4, 5)
+    if rows is None:
+        return places.reshape(-1, layer.groups, places[0, 0, 0].numel() // layer.groups)
+    image, place = rows // (places.shape[1] * places.shape[2]), rows % (places.shape[1] * places.shape[2])
+    found = places[image, place // places.shape[2], place % places.shape[2]]
+    return found.reshape(len(rows), layer.groups, -1)
 
 
 def values(layer: nn.Conv2d | nn.Linear, y: Tensor) -> Tensor:

@@ -95,12 +95,12 @@ def _repair_unit(
     layer, scale, bias, chance = unit.layer, _scale(unit), _bias(unit), torch.Generator().manual_seed(0)
 
     def normal(i: int) -> Normal:
-        y = layer(inputs[i]) if unit.norm is None else unit.norm(layer(inputs[i]))
-        lacking = goal[i] if kept is None else goal[i][:, kept]
-        lacking = values(layer, lacking - y if others is None else lacking - others[i] - y)
-        u, r = patches(layer, inputs[i]), lacking * (scale != 0).reshape(lacking.shape[1:])
-        rows = torch.randperm(len(u), generator=chance)[: math.ceil(ROWS * u.shape[2] / len(goal))]
-        return Normal.of(u[rows], r[rows], shifts=bias is not None)
+        wanted = goal[i] if kept is None else goal[i][:, kept]
+        wanted = values(layer, wanted if others is None else wanted - others[i])
+        rows = torch.randperm(len(wanted), generator=chance)[: math.ceil(ROWS * layer.weight[0].numel() / len(goal))]
+        u = patches(layer, inputs[i], rows)
+        r = (wanted[rows] - _output(unit, u)) * (scale != 0).reshape(wanted.shape[1:])
+        return Normal.of(u, r, shifts=bias is not None)
 
     halves = [reduce(operator.add, map(normal, range(start, len(goal), 2))) for start in (0, 1)]
     free = None if kind_of(layer) == "shortcut" else surviving(layer.weight)
@@ -111,6 +111,18 @@ def _repair_unit(
         settle(unit.name, layer, whole.centred()[0])
     if bias is not None:
         bias += whole.shift(as_matrix(layer, (layer.weight.double() - old) * wide)).flatten()
+
+
+def _output(unit: Unit, u: Tensor) -> Tensor:
+    """What a layer and its norm give for `patches` u, in the order of `values`."""
+    y = (u.transpose(0, 1) @ as_matrix(unit.layer, unit.layer.weight)).transpose(0, 1)
+    if unit.layer.bias is not None:
+        y = y + unit.layer.bias.reshape(y.shape[1:])
+    if unit.norm is None:
+        return y
+    flat = y.reshape(len(y), -1, *[1] * (unit.layer.weight.ndim - 2))
+    normed: Tensor = unit.norm(flat)
+    return normed.reshape(y.shape)
 
 
 def _scale(unit: Unit) -> Tensor:

@@ -4,8 +4,10 @@ Tier 0 (`rank_cells`): full empirical Fisher E[(gradient · change)²] (for its 
 relative weight error. The gradient of each image is the product of a layer's input patches and its output gradient, so
 one forward and one backward pass over all images serve every cell.
 
-Tier 1 (`measure_cells`): KL divergence of the answers from the original's on unlabelled images, the suffix alone run
-again. It stops when `report` raises Cancelled and goes on where it, or a killed process, stopped.
+Tier 1 (`measure_cells`): KL divergence of the answers from the original's on unlabelled images, both softened by a
+temperature as in distillation (Hinton et al. 2015), the suffix alone run again. Softened, a few doubtful images weigh
+less, and what several settings do together is nearer to the sum of what each does alone. It stops when `report` raises
+Cancelled and goes on where it, or a killed process, stopped.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from core.sensitivity_table import (
 
 MEMORY_BYTES = 1 << 30  # most that the kept activations may take; larger networks are measured on fewer images
 SMALLEST_BATCH = 8
+TEMPERATURE = 2.0  # that the answers are softened by
+VERSION = 2  # of what a cell means: tables of another are measured anew
 PATCHES = 16  # images whose unfolded patches are held at once: they stay in the cache
 
 
@@ -168,9 +172,9 @@ def measure_cells(
 
 
 def compare(replay: Replay, logits: Tensor, features: Tensor, y: Tensor | None) -> dict[str, float]:
-    """KL (nats), SQNR of the logits (dB, at most 99), cosine of the features, and accuracy loss where labels are."""
-    before = replay.logits.log_softmax(1)
-    kl = F.kl_div(logits.log_softmax(1), before, reduction="batchmean", log_target=True)
+    """KL of softened answers (nats), SQNR of logits (dB, at most 99), cosine of features; accuracy loss with labels."""
+    after, before = ((answer / TEMPERATURE).log_softmax(1) for answer in (logits, replay.logits))
+    kl = F.kl_div(after, before, reduction="batchmean", log_target=True)
     noise = (logits - replay.logits).square().sum().clamp_min(1e-30)
     measures = {
         "kl": max(0.0, float(kl)),

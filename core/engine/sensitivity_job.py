@@ -19,7 +19,7 @@ from core.engine.latency_job import measure_latency
 from core.engine.models import Model
 from core.engine.perturb import describe
 from core.engine.progress import part
-from core.engine.sensitivity import measure_cells
+from core.engine.sensitivity import VERSION, measure_cells
 from core.engine.tasks import open_data, open_model
 from core.recipe_latency import latency_path
 from core.workspace import Workspace, write_json
@@ -36,7 +36,7 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     data = open_data(workspace, data_id, model.card)
     folder, profile = workspace.folder("models", model_id), workspace.profile(model_id)
     network = describe(model.module, model.card, profile, data.calibration.take(slice(0, MOMENT_IMAGES)))
-    about = {"model": model_id, "data": data.card.hash, "levels": 2}
+    about = {"model": model_id, "data": data.card.hash, "version": VERSION}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = folder / f"sensitivity-{data_id}.jsonl"
     table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.12))
@@ -53,7 +53,7 @@ def measure_channels(workspace: Workspace, ids: tuple[str, str], model: Model, d
     """Of the same table only how sensitive channels are, coarse levels first; `ids` are the model's and the data's."""
     few = data.calibration.take(slice(0, MOMENT_IMAGES))
     network = describe(model.module, model.card, workspace.profile(ids[0]), few)
-    about = {"model": ids[0], "data": data.card.hash, "levels": 2}
+    about = {"model": ids[0], "data": data.card.hash, "version": VERSION}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = workspace.folder("models", ids[0]) / f"sensitivity-{ids[1]}.jsonl"
     measure_cells(network, x, y, path, about, report, ("prune_channels",))

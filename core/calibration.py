@@ -1,0 +1,103 @@
+"""Summed KL → accuracy lost, with an interval, from plans that were measured whole. NumPy only.
+
+A non-decreasing map from the logarithm of the sum to the loss is fitted to the measurements. The interval is conformal
+(Vovk et al. 2005): a quantile of the leave-one-out errors as shares of the predicted loss (normalized: Lei et al.
+2018), taken separately near the original and far from it (Mondrian).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, exp, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.sensitivity_table import SMALLEST_KL, Plan, pool_violators
+
+Array = NDArray[np.float64]
+NEAR = 0.10  # a predicted loss below this share is near the original
+COVERAGE = 0.8  # of the interval
+SMOOTHING = 0.35  # half-width of the averaging window, in log KL
+BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
+FLOOR = 0.005  # errors are compared as shares of the predicted loss and this
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured plan."""
+
+    kl: float  # nats, summed from the table
+    drop: float  # accuracy (or agreement) lost against the original on the same images
+    source: str  # "calibration", or the candidate's id
+    repaired: bool = False  # whether what remains was solved again, which wins back much of it
+    plan: Plan | None = None  # where it is known
+    error: float = 0.0  # standard error of the loss, from the images whose answer changed
+    expected: float | None = None  # the loss as the margins say, which varies less but may be off by BIAS of itself
+
+    @property
+    def estimate(self) -> float:
+        """The loss counted and the loss expected, weighted by what each may be off: what the map is fitted to."""
+        if self.expected is None:
+            return self.drop
+        counted, biased = self.error**2, (BIAS * self.expected) ** 2
+        return (biased * self.drop + counted * self.expected) / max(biased + counted, 1e-30)
+
+
+def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
+    """(log KL, loss) on a grid: isotonic, at least 0, averaged over ±SMOOTHING, going to 0 with KL."""
+    order = np.argsort(kl, kind="stable")
+    x = np.log(np.maximum(kl[order], SMALLEST_KL))
+    y = np.maximum(pool_violators(drop[order]), 0.0)
+    grid = np.linspace(x[0] - 2.0, x[-1], 192)
+    around = grid[:, None] + np.linspace(-SMOOTHING, SMOOTHING, 15)
+    steps = np.where(around < x[0], y[0] * np.exp(around - x[0]), np.interp(around, x, y))
+    return grid, steps.mean(1)
+
+
+def read_map(grid: Array, values: Array, kl: float) -> float:
+    """The loss at a KL; below the grid in proportion to it, beyond it the last value."""
+    x = log(max(kl, SMALLEST_KL))
+    return float(values[0] * exp(x - grid[0])) if x < grid[0] else float(np.interp(x, grid, values))
+
+
+def half_width(errors: Array) -> float:
+    """The conformal quantile of absolute errors; the largest where there are too few for the coverage."""
+    ranked = np.sort(errors)
+    return float(ranked[min(len(ranked), ceil((len(ranked) + 1) * COVERAGE)) - 1])
+
+
+class Calibration:
+    """The map from KL to loss that some measured plans give, with its intervals."""
+
+    def __init__(self, points: tuple[Point, ...]) -> None:
+        self.points = points
+        self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
+        self.estimate = np.array([p.estimate for p in points])
+
+    @cached_property
+    def _map(self) -> tuple[Array, Array]:
+        return fit(self.kl, self.estimate)
+
+    @cached_property
+    def left_out(self) -> Array:
+        """(n,) the loss predicted for each point from all others."""
+        keep = ~np.eye(len(self.kl), dtype=bool)
+        return np.array([read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl[i]) for i, rest in enumerate(keep)])
+
+    @cached_property
+    def _widths(self) -> tuple[float, float]:
+        """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all."""
+        errors, far = np.abs(self.left_out - self.drop) / (self.left_out + FLOOR), self.left_out >= NEAR
+        near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
+        return near, away
+
+    def at(self, kl: float) -> tuple[float, float]:
+        """(loss, half-width of its interval) at a summed KL."""
+        drop = read_map(*self._map, kl)
+        return drop, self.width(drop)
+
+    def width(self, drop: float) -> float:
+        """Of the interval around a predicted loss."""
+        return self._widths[drop >= NEAR] * (drop + FLOOR)

@@ -1,0 +1,151 @@
+"""The whole-network plans that tier 2 measures: on the allocation's own path, where users will look, beside uniform and
+weight-error plans of the same cost; the rest are random mixes of techniques, spread evenly over the logarithm of
+predicted KL. The most telling come first: the middle of the range, then the middles of what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from core.allocate import Allocation
+from core.choices import KINDS, Choices
+from core.engine.sensitivity import rows_of
+from core.errors import StudioError
+from core.forecast import sum_kl
+from core.layers import Profile
+from core.plan import key_levels, plan_rows
+from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity
+
+COUNT = 16  # fewer leave the interval useless
+RANGE = (0.005, 1.0)  # summed KL in nats: from below what accuracy can show to a ruined network
+MENDED_RANGE = (0.02, 4.0)  # repaired networks stand more
+MENDED = ("prune_channels", "factorize", "prune_weights")  # the techniques that repair
+ATTEMPTS = 8  # at a random plan that is not there yet
+AT_ONCE = 2  # techniques of a random plan that is repaired: each repairs the whole network
+SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
+PATHS = {  # kind of cost, technique, plans on the path, how many of them get rivals; without repair and with
+    False: (("macs", "prune_channels", 3, 0), ("weight_bytes", "quantize", 3, 1)),
+    True: (("macs", "prune_channels", 4, 2), ("weight_bytes", "factorize", 2, 0)),
+}
+UNIFORM = {"prune_channels": tuple(i / 40 for i in range(1, 39))}  # finer than the table's own levels
+
+
+def calibration_plans(
+    profile: Profile, table: SensitivityTable, count: int = COUNT, mended: bool = False, seed: int = 0
+) -> list[Plan]:
+    """The same plans every time, for the same table."""
+    rng = np.random.default_rng(seed)
+    found = {_settings(plan): plan for plan in path_plans(profile, table, mended)[:count]}
+    for aim in np.geomspace(*(MENDED_RANGE if mended else RANGE), count - len(found)):
+        techniques = rng.permutation(MENDED)[:AT_ONCE].tolist() if mended else tuple(LEVELS)
+        for _ in range(ATTEMPTS):  # in a tiny network one may be drawn twice
+            plan = random_plan(profile, table, float(aim), rng, techniques)
+            if _settings(plan) not in found:
+                break
+        found[_settings(plan)] = plan
+    plans = list(found.values())
+    plans.sort(key=lambda plan: sum_kl(table, plan)[0])
+    return [plans[i] for i in middles_first(len(plans))]
+
+
+def _settings(plan: Plan) -> frozenset[tuple[Key, float]]:
+    """What a plan changes: two with the same are one."""
+    return frozenset(key_levels(plan_rows(plan)).items())
+
+
+def middles_first(count: int) -> list[int]:
+    """0 … count - 1, each next one in the middle of a widest gap.
+
+    >>> middles_first(7)
+    [3, 1, 5, 0, 2, 4, 6]
+    """
+    order, gaps = [], [(0, count)]
+    while gaps:
+        first, last = gaps.pop(0)
+        if first < last:
+            middle = (first + last) // 2
+            order.append(middle)
+            gaps += [(first, middle), (middle + 1, last)]
+    return order
+
+
+def random_plan(
+    profile: Profile,
+    table: SensitivityTable,
+    kl: float,
+    rng: np.random.Generator,
+    techniques: Sequence[str] = tuple(LEVELS),
+) -> dict[Key, float]:
+    """A mix of techniques over random layers and groups, whose summed KL is near `kl` (nats) and not above it."""
+    rows = [(name, technique) for technique in techniques for name in rows_of(profile, technique)]
+    rng.shuffle(rows)
+    plan: dict[Key, float] = {}
+    taken: set[str] = set()
+    left = kl
+    for name, technique in rows:
+        key = (str(name), str(technique))
+        if (key[0] in taken and technique != "quantize") or rng.random() < SHARE_LEFT:
+            continue
+        share = left * rng.beta(1, 4)
+        fitting = [x for x in LEVELS[technique] if (table.kl(*key, x) or np.inf) <= share]
+        if fitting:
+            plan[key] = max(fitting, key=lambda x: table.kl(*key, x) or 0.0)
+            taken.add(key[0])
+            left -= table.kl(*key, plan[key]) or 0.0
+    return plan
+
+
+def path_plans(profile: Profile, table: SensitivityTable, mended: bool = False) -> list[Plan]:
+    """Plans of the allocation's own: falling MACs by channels; falling bytes by bits, or by rank where they mend."""
+    plans: list[Plan] = []
+    low, high = MENDED_RANGE if mended else RANGE
+    for kind, technique, wanted, compared in PATHS[mended]:
+        if not rows_of(profile, technique):
+            continue
+        choices = Choices(profile, table, {technique: LEVELS[technique]})
+        inside = [a for a in choices.front(kind, 256) if low <= a.loss <= high]
+        found = spread(inside, wanted)
+        plans += [a.levels for a in found]
+        for allocation in found[1 : 1 + compared]:
+            plans += rivals(choices, technique, kind, allocation.costs[KINDS.index(kind)])
+    return plans
+
+
+def spread(found: Sequence[Allocation], count: int) -> list[Allocation]:
+    """`count` of them, evenly spaced in the logarithm of their loss, smallest loss first."""
+    found = sorted(found, key=lambda a: a.loss)
+    if len(found) <= count:
+        return found
+    x = np.log([a.loss for a in found])
+    aims = np.linspace(x.min(), x.max(), count)
+    return [found[i] for i in dict.fromkeys(int(np.abs(x - aim).argmin()) for aim in aims)]
+
+
+def rivals(choices: Choices, technique: str, kind: str, budget: float) -> list[Plan]:
+    """The same level everywhere and the plan of least weight error, each within the budget."""
+    plans: list[Plan] = []
+    levels = UNIFORM.get(technique, choices.levels[technique])
+    for level in sorted(levels, key=lambda x: severity(technique, x)):
+        plan = {(name, technique): float(level) for name in rows_of(choices.profile, technique)}
+        if choices.cost_of(plan)[KINDS.index(kind)] <= budget:
+            plans.append(plan)
+            break
+    with suppress(StudioError):  # no plan is that small
+        plans.append(Choices(choices.profile, by_weights(choices.table), choices.levels).spend({kind: budget}).levels)
+    return plans
+
+
+def by_weights(table: SensitivityTable) -> SensitivityTable:
+    """The table with the weight error in the place of KL, of the cells that have both."""
+    return SensitivityTable(
+        table.about,
+        {
+            key: replace(cell, kl=max(cell.weight_error, 1e-12))
+            for key, cell in table.cells.items()
+            if cell.kl is not None and cell.weight_error is not None
+        },
+    )
