@@ -7,7 +7,7 @@ Batch Normalization, Ioffe & Szegedy 2015.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,15 @@ def measure_outputs(module: nn.Module, names: Iterable[str], x: Tensor) -> dict[
 
 
 @torch.no_grad()
-def insert_batchnorm(module: nn.Module, x: Tensor) -> tuple[str, ...]:
+def insert_batchnorm(module: nn.Module, x: Tensor, only: Collection[str] | None = None) -> tuple[str, ...]:
     """Replace every 2-D convolution of `module` by (convolution, BatchNorm) in place, its function unchanged.
 
-    x (n, c, h, w) are the model's inputs to measure on. Returns the names of the convolutions, for `fold_batchnorm`.
+    x (n, c, h, w) are the model's inputs to measure on; `only` these layers where it is given. Returns the names of the
+    convolutions, for `fold_batchnorm`.
     """
     module.eval()
     convs = [name for name, part in module.named_modules() if kind_of(part) in ("conv", "depthwise")]
+    convs = [name for name in convs if only is None or name in only]
     found = measure_outputs(module, convs, x)
     for name, (mean, variance) in found.items():
         conv = module.get_submodule(name)

@@ -1,7 +1,7 @@
 """Weights and biases that a file stores as integers, as the floats that they stand for, and back.
 
 Two forms are known: codes behind a DequantizeLinear (`onnx_int8.py`) and packed codes that are multiplied by their
-scales (`onnx_packed.py`). The grid stays as it is: a file in which only codes change is read, sized and run as before.
+scales (`onnx_packed.py`). A file in which only codes and scales change is read, sized and run as before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Array = NDArray[Any]
 class Grid:
     """The numbers that a tensor may hold: scale × the whole numbers from `low` to `high`."""
 
+    name: str  # of the tensor that holds the scale
     scale: Array  # as many axes as the tensor
     low: int
     high: int
@@ -70,19 +71,29 @@ def in_floats(model: ModelProto) -> tuple[ModelProto, list[Stored]]:
     return twin, found
 
 
-def put(model: ModelProto, stored: Stored, values: Array) -> None:
-    """Store the values of a layer's weight or bias, in torch's order of axes, in place. They have to be on the grid."""
+def put(model: ModelProto, stored: Stored, values: Array, factor: Array | None = None) -> None:
+    """Store the values of a layer's weight or bias, in torch's order of axes, in place. They have to be on the grid.
+
+    With `factor` (c_out,) they are on the grid whose scale is that many times as large; the file then holds that one.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     if stored.transposed:
         values = values.T
-    tensor = next(t for t in model.graph.initializer if t.name == stored.tensor)
-    if stored.grid is None:
+    tensor, grid = tensors[stored.tensor], stored.grid
+    if grid is None:
         made = numpy_helper.from_array(np.ascontiguousarray(values, np.float32))
     else:
-        codes = np.round(values / stored.grid.scale).clip(stored.grid.low, stored.grid.high)
+        scale = grid.scale
+        if factor is not None:
+            factor = np.abs(factor) if grid.low == -grid.high or stored.part == "bias" else factor
+            scale = scale * factor.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float32)
+            kept = numpy_helper.to_array(tensors[grid.name])
+            tensors[grid.name].CopyFrom(numpy_helper.from_array(scale.reshape(kept.shape), grid.name))
+        codes = np.round(values / scale).clip(grid.low, grid.high)
         if tensor.data_type == TensorProto.INT32:
             made = numpy_helper.from_array(codes.astype(np.int32))
         else:
-            made = onnx_packed.pack(codes, int(stored.grid.high - stored.grid.low).bit_length())
+            made = onnx_packed.pack(codes, int(grid.high - grid.low).bit_length())
     made.name = stored.tensor
     tensor.CopyFrom(made)
 
@@ -110,9 +121,9 @@ def _dequantized(node: NodeProto, tensors: Mapping[str, TensorProto]) -> tuple[A
     limits = np.iinfo(np.int32)
     if codes.dtype == np.int8:
         highest = 64 if np.abs(codes.astype(int)).max(initial=0) <= 64 else 127  # 7 bits where the quantizer chose them
-        return codes * scale, Stored("", "", node.input[0], Grid(scale, -highest, highest))
+        return codes * scale, Stored("", "", node.input[0], Grid(node.input[1], scale, -highest, highest))
     return (codes * scale).astype(np.float32), Stored(
-        "", "", node.input[0], Grid(scale, int(limits.min), int(limits.max))
+        "", "", node.input[0], Grid(node.input[1], scale, int(limits.min), int(limits.max))
     )
 
 
@@ -124,7 +135,7 @@ def _unpacked(
     shape = numpy_helper.to_array(tensors[above.input[1]]).tolist() if above.op_type == "Reshape" else None
     integers, bits = onnx_packed.read(codes, shape)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return integers * scale, Stored("", "", codes.name, Grid(scale, low, high))
+    return integers * scale, Stored("", "", codes.name, Grid(f"{node.name}.scales", scale, low, high))
 
 
 def _across(node: NodeProto) -> bool:

@@ -2,7 +2,8 @@
 
 The file itself becomes the network that trains: every value that it rounds is rounded, its weights stand on the grids
 that calibration or GPTQ found, and gradients pass the rounding as if it were not there. What has been learned goes back
-into the same file as other codes on the same grids, so nothing has to be exported, calibrated or approximated again.
+into the same file as other codes, so nothing has to be exported, calibrated or approximated again. Convolutions train
+with a BatchNorm behind them; once folded it is another scale for each channel's grid, so scales are learned as well.
 Weights that earlier steps pruned stay zero; normalization that is left in the file keeps its statistics.
 
 Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, Jacob et al. 2018;
@@ -11,7 +12,8 @@ Estimating or Propagating Gradients Through Stochastic Neurons, Bengio et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.candidate import Skip
+from core.engine.batchnorm import insert_batchnorm
 from core.engine.context import Context, Outcome
+from core.engine.data import to_tensor
 from core.engine.formats import onnx_codes, onnx_gate, onnx_rounding
 from core.engine.formats.onnx_codes import Stored
 from core.engine.formats.onnx_reader import read_model
-from core.engine.schedule import Plan
+from core.engine.schedule import Plan, best_accuracy
 from core.engine.teaching import checkpoint_of, learn, make_lesson
 from core.engine.zeros import surviving
 from core.errors import RecipeError
@@ -34,6 +38,7 @@ KEY = "finetune_quantized"
 KINDS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 TEMPERATURE = 2.0  # rounded networks learn worse from softer answers (Distiller: 3-bit ResNet-20 collapses at 5)
 CLIP = 1.0
+SAMPLE = 512  # images for BatchNorm statistics
 
 
 def apply(model: ModelProto, options: FinetuneQuantized, layers: Mapping[str, object], context: Context) -> Outcome:
@@ -59,12 +64,35 @@ def apply(model: ModelProto, options: FinetuneQuantized, layers: Mapping[str, ob
         seed=context.seed,
     )
     path = checkpoint_of(network, KEY, options, context)
+    sample = to_tensor(lesson.train.x[:SAMPLE], context.card)
+    normed = insert_batchnorm(network, sample, _scalable(parts))
     curve = learn(network, lesson, plan, context, checkpoint=path, forward=_Exact(network))
-    with torch.no_grad():
-        for found in parts:
-            value = getattr(network.get_submodule(found.layer), found.part)
-            onnx_codes.put(result, found, value.numpy())
+    if best_accuracy(curve[1:], plan) >= curve[0].accuracy:
+        _put_back(result, network, parts, normed)
     return Outcome(result, skipped, curve)
+
+
+def _scalable(parts: list[Stored]) -> set[str]:
+    """Layers whose file can take a factor and a shift for each output channel: what BatchNorm is, once it is folded."""
+    shifted = {found.layer for found in parts if found.part == "bias"}
+    weights = [found for found in parts if found.part == "weight" and found.layer in shifted]
+    return {w.layer for w in weights if w.grid is None or w.grid.scale.size == w.grid.scale.shape[0] > 1}
+
+
+@torch.no_grad()
+def _put_back(result: ModelProto, network: nn.Module, parts: list[Stored], normed: Collection[str]) -> None:
+    """What was learned goes into the file: codes, and with them the scales that the normalization comes to."""
+    for found in parts:
+        layer: Any = network.get_submodule(found.layer)
+        if found.layer not in normed:
+            onnx_codes.put(result, found, getattr(layer, found.part).numpy())
+            continue
+        layer, norm = layer.children()
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        value = getattr(layer, found.part) * factor.reshape(-1, *[1] * (getattr(layer, found.part).ndim - 1))
+        if found.part == "bias":
+            value = value + norm.bias - norm.running_mean * factor
+        onnx_codes.put(result, found, value.numpy(), factor.numpy())
 
 
 def _check(model: ModelProto) -> None:
