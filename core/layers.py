@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import floor
 from typing import Any
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def kept_channels(channels: int, ratio: float, multiple: int) -> int:
     if ratio <= 0 or channels <= multiple:
         return channels
     wanted = channels * (1 - ratio)
-    return int(min(channels, max(multiple, np.floor(wanted / multiple + 0.5) * multiple)))
+    return int(min(channels, max(multiple, floor(wanted / multiple + 0.5) * multiple)))
 
 
 def dial_for(layers: Mapping[str, Any], name: str, default: Any) -> Any:
