@@ -5,7 +5,8 @@
 From the start of the process to the first page drawn in Chromium (goal: 2 s), and the resident memory then and after
 every page was opened once (goal: 150 MB). The workspace holds the first sample and no job runs: only the web process is
 measured. The control is `streamlit run` of a script with one title, under the studio's own settings: what Streamlit and
-the browser take by themselves. Both are started in turn, so that the ratio holds on a busy machine too.
+the browser take by themselves. Both are started in turn, so that the ratio holds on a busy machine too; there
+`chrt -r 5` before the command gives both a core of their own.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def main() -> None:
             print(f"{who:10} {name:17} median {middle:7.2f}   min {values[0]:7.2f}   max {values[-1]:7.2f}")
     pairs = [s["first_page_s"] / b["first_page_s"] for b, s in zip(*rows.values(), strict=True)]
     print(f"first page, studio over Streamlit alone, in turn: median {statistics.median(pairs):.2f}")
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    own = "a core of its own" if os.sched_getscheduler(0) != os.SCHED_OTHER else "a shared core"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {own}"
     result = {"machine": machine, "studio_over_streamlit": sorted(pairs), **found}
     (ROOT / "benchmarks" / "results" / "web_start.json").write_text(
         json.dumps(result, indent=1) + "\n", encoding="utf-8"
