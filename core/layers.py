@@ -69,12 +69,12 @@ class Profile:
     file_bytes: int  # the original file
     latency_ms: float | None = None  # the whole file, batch 1, one thread, median
 
-    @property
+    @cached_property
     def tunable(self) -> tuple[Layer, ...]:
         """The layers a technique may touch, in order."""
         return tuple(layer for layer in self.layers if layer.kind not in ("shortcut", "norm", "other"))
 
-    @property
+    @cached_property
     def weighing(self) -> tuple[Layer, ...]:
         """The tunable layers, and the shortcuts that weigh something once channels around them are removed."""
         return tuple(layer for layer in self.layers if layer.kind not in ("norm", "other"))

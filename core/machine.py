@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from functools import cache
 from pathlib import Path
 
 
@@ -15,6 +16,7 @@ def processor(cpu: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@cache
 def machine_id() -> str:
     """8 hex digits for this processor with this runtime, the same in every process; no runtime is imported for it."""
     text = f"{platform.system()} {platform.machine()} {processor()} {importlib.metadata.version('onnxruntime')}"
