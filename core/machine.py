@@ -16,8 +16,12 @@ def processor(cpu: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-@cache
 def machine_id() -> str:
     """8 hex digits for this processor with this runtime, the same in every process; no runtime is imported for it."""
-    text = f"{platform.system()} {platform.machine()} {processor()} {importlib.metadata.version('onnxruntime')}"
+    text = f"{platform.system()} {platform.machine()} {processor()} {_runtime()}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@cache  # read from the package's records, which takes 3 ms
+def _runtime() -> str:
+    return importlib.metadata.version("onnxruntime")
