@@ -28,7 +28,7 @@ def neighbours(layers: Collection[Layer], key: Key) -> tuple[Key, ...]:
 
 
 def hubs(profile: Profile, names: Collection[str]) -> list[str]:
-    """Of the open groups `names`, few that cover all meetings of two in one layer: with them held, the rest is apart."""
+    """Of the open groups `names`, few that cover all meetings of two in one layer: held, the rest is apart."""
     pairs = {
         frozenset((feed.group, layer.group))
         for layer in profile.tunable
