@@ -23,7 +23,6 @@ from typing import Any
 
 from app import tables
 from app.terminal import Progress, print_candidate, print_table, print_trials, time_of
-from core import bundle
 from core.errors import StudioError
 from core.recipe import Recipe
 from core.workspace import Workspace
@@ -138,6 +137,8 @@ def run_optimize(options: argparse.Namespace) -> None:
 
 def take_home(space: Workspace, candidate: str, out: Path) -> None:
     """Copy a candidate's files to `out`, and beside them the zip that the Export page offers."""
+    from core import bundle  # NumPy, which opening the studio does not need
+
     shutil.copytree(space.folder("candidates", candidate), out, dirs_exist_ok=True)
     bundle.write_bundle(bundle.contents(space, candidate, test=True), out / "candidate.zip")
 

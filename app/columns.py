@@ -1,53 +1,48 @@
-"""How the tables of layers and candidates are drawn: units in the headings, bars for shares of a whole."""
+"""The columns of the studio's tables: units in the headings, bars for shares of a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from app.components.data_table import Column
+from app.tables import count, duration, size, times
 
-import pandas as pd
-import streamlit as st
-
-Row = dict[str, object]
-
-
-def layers(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Data and column settings of the layer table; columns that nothing was measured for are left out."""
-    frame = pd.DataFrame(rows).dropna(axis="columns", how="all")
-    bars = {
-        "Parameters": _bar("Parameters", "compact", frame, "Learned numbers of the layer."),
-        "MACs": _bar("MACs (millions)", "%.2f", frame, "Multiply-accumulates for one image."),
-        "Activations": _bar("Output (kB)", "%.1f", frame, "Memory of the layer's output for one image, 32-bit floats."),
-        "Latency": _bar("Latency (ms)", "%.3f", frame, "Median time in ONNX Runtime, batch 1, 1 thread."),
-    }
-    texts = {
-        "Layer": st.column_config.TextColumn("Layer", pinned=True),
-        "Channels": st.column_config.TextColumn("Channels", help="In → out."),
-        "Output": st.column_config.TextColumn("Output shape", help="Channels × height × width."),
-    }
-    return frame, texts | {name: bar for name, bar in bars.items() if name in frame}
-
-
-def candidates(rows: Sequence[Row]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Data and column settings of the candidate table. The id stays in the data, as the index, and out of sight."""
-    number = st.column_config.NumberColumn
-    return pd.DataFrame(rows).set_index("id").dropna(axis="columns", how="all"), {
-        "id": None,
-        "Recipe": st.column_config.TextColumn("Recipe", pinned=True, width=240),
-        "Accuracy": number("Accuracy (%)", format="%.2f", help="Top-1 on the test images."),
-        "95 % interval": st.column_config.TextColumn("95 % interval (%)"),
-        "Agreement": number("Agreement (%)", format="%.2f", help="Images on which it answers as the original does."),
-        "Size": number("File size (MB)", format="%.3f"),
-        "Parameters": number("Parameters (thousands)", format="%.1f"),
-        "MACs": number("MACs (millions)", format="%.2f"),
-        "Latency": number("Latency (ms)", format="%.3f", help="Batch 1, 1 thread, median."),
-        "Speed": number("Speed-up", format="%.2f×", help="Original's time / its time, interleaved runs, median."),
-        "Took": st.column_config.TextColumn("Took", help="From start to verified result."),
-    }
-
-
-def _bar(title: str, format: str, frame: pd.DataFrame, help: str) -> Any:
-    title_of = title.split(" (")[0]
-    key = {"Output": "Activations"}.get(title_of, title_of)
-    top = float(frame[key].max()) if key in frame else 1.0
-    return st.column_config.ProgressColumn(title, format=format, min_value=0.0, max_value=max(top, 1e-9), help=help)
+LAYERS = (
+    Column("Layer"),
+    Column("Kind"),
+    Column("Channels", help="In → out."),
+    Column("Kernel"),
+    Column("Output", "Output shape", "Channels × height × width."),
+    Column("Parameters", help="Learned numbers of the layer.", words=count, bar=True),
+    Column("MACs", "MACs (millions)", "Multiply-accumulates for one image.", "{:.2f}".format, bar=True),
+    Column("Activations", "Output (kB)", "Memory of its output, one image, 32-bit floats.", "{:.1f}".format, bar=True),
+    Column("Latency", "Latency (ms)", "Median in ONNX Runtime, batch 1, 1 thread.", "{:.3f}".format, bar=True),
+)
+CANDIDATES = (
+    Column("Recipe"),
+    Column("Accuracy", "Accuracy (%)", "Top-1 on the test images.", "{:.2f}".format),
+    Column("95 % interval", "95 % interval (%)"),
+    Column("Agreement", "Agreement (%)", "Images on which it answers as the original does.", "{:.2f}".format),
+    Column("Size", "File size (MB)", words="{:.3f}".format),
+    Column("Parameters", "Parameters (thousands)", words="{:.1f}".format),
+    Column("MACs", "MACs (millions)", words="{:.2f}".format),
+    Column("Latency", "Latency (ms)", "Batch 1, 1 thread, median.", "{:.3f}".format),
+    Column("Speed", "Speed-up", "Original's time / its time, interleaved runs, median.", "{:.2f}×".format),
+    Column("Took", help="From start to verified result.", words=duration),
+)
+TIMES = (
+    Column("Setting"),
+    Column("Original", "Original (ms)", words="{:.3f}".format),
+    Column("Candidate", "Candidate (ms)", words="{:.3f}".format),
+    Column("Faster", "Times faster", words="{:.2f}×".format),
+    Column("Spread", "Spread (10–90 %)"),
+    Column("Runs", words=str),
+)
+SKIPPED = (Column("Step"), Column("Layer"), Column("Reason"))
+TRIALS = (
+    Column("Recipe"),
+    Column("Points lost", words="{:.2f}".format),
+    Column("Size", words=size),
+    Column("MACs", words=count),
+    Column("Speed", words=times),
+    Column("Result"),
+)
+FILES = (Column("File"), Column("Size", words=size), Column("Bytes", words="{:,}".format), Column("What"))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import charts, compare_charts, tables
+from app import columns, compare_charts, tables
+from app.components.data_table import data_table
 from app.components.graph_pair import graph_pair
 from app.figures import show_figure
 from app.netron import LEASES, graph_address
+from app.plot import plot
 from app.state import State, workspace
 from app.titles import titles
 from core import compare, pictures
@@ -114,23 +116,21 @@ def latency(pair: Pair) -> None:
     table = [
         {
             "Setting": compare.setting(row),
-            "Original": tables.milliseconds(row.original_ms),
-            "Candidate": tables.milliseconds(row.latency_ms),
-            "Times faster": f"{row.speedup:.2f}×",
-            "Spread (10–90 %)": f"{row.speedup_low:.2f}× – {row.speedup_high:.2f}×",
+            "Original": row.original_ms,
+            "Candidate": row.latency_ms,
+            "Faster": row.speedup,
+            "Spread": f"{row.speedup_low:.2f}× – {row.speedup_high:.2f}×",
             "Runs": row.runs,
         }
         for row in rows
     ]
     left, right = st.columns([3, 2], gap="medium")
-    left.dataframe(table, hide_index=True, alt="Times of the original and the candidate in every setting")
-    left.caption("Median time of a whole batch in ONNX Runtime on this machine; original and candidate take turns.")
+    with left:
+        alt = "Times of the original and the candidate in every setting"
+        data_table(columns.TIMES, table, key="times", alt=alt)
+        st.caption("Median time of a whole batch in ONNX Runtime on this machine; original and candidate take turns.")
     with right:
-        show(compare_charts.speedups(rows), "speedups")
-
-
-def show(chart: charts.Chart, key: str) -> None:
-    st.plotly_chart(chart.figure, key=key, config=charts.BARE, alt=chart.alt)
+        plot(compare_charts.speedups(rows), "speedups")
 
 
 def classes(pair: Pair) -> None:
@@ -148,7 +148,7 @@ def classes(pair: Pair) -> None:
         return
     if len(rows) < len(pair.card.classes):
         st.caption(f"The {len(rows)} classes that changed most, of {len(pair.card.classes)}.")
-    show(compare_charts.per_class(rows, pair.first_title), "classes")
+    plot(compare_charts.per_class(rows, pair.first_title), "classes")
 
 
 def _low(pair: Pair) -> str:
@@ -193,13 +193,13 @@ def layers(pair: Pair) -> None:
         known, all_layers = len(pair.second.layer_error), len(workspace().profile(pair.model).tunable)
         left_out = f" {known} of {all_layers} layers: the others have another shape now." if known < all_layers else ""
         st.caption(f"How far each layer's output is from the original's, on calibration images.{left_out}")
-        show(compare_charts.layer_error(pair.second.layer_error), "layers")
+        plot(compare_charts.layer_error(pair.second.layer_error), "layers")
     else:
         st.info("No layer's output can be compared: every layer has another shape now.")
     if pair.second.skipped:
         st.markdown("**Left as they are**")
         rows = [{"Step": CATALOG[s.technique].title, "Layer": s.layer, "Reason": s.reason} for s in pair.second.skipped]
-        st.dataframe(rows, hide_index=True, alt="Layers that a step left alone, and why")
+        data_table(columns.SKIPPED, rows, key="skipped", alt="Layers that a step left alone, and why")
 
 
 def graphs(pair: Pair) -> None:

@@ -11,7 +11,8 @@ from zipfile import ZipFile
 
 import streamlit as st
 
-from app import tables
+from app import columns, tables
+from app.components.data_table import data_table
 from app.figures import show_figure
 from app.netron import LEASES, file_address
 from app.titles import titles
@@ -60,9 +61,8 @@ def ask_test(space: Workspace, made: Candidate) -> bool:
 
 def contents(members: Sequence[bundle.Member]) -> None:
     """Every file and its size, before anything is written."""
-    rows = [{"File": m.name, "Size": tables.size(m.size_bytes), "Bytes": m.size_bytes, "What": m.what} for m in members]
-    numbers = st.column_config.NumberColumn(format="localized")
-    st.dataframe(rows, hide_index=True, column_config={"Bytes": numbers}, alt="Files of the bundle with their sizes")
+    rows = [{"File": m.name, "Size": m.size_bytes, "Bytes": m.size_bytes, "What": m.what} for m in members]
+    data_table(columns.FILES, rows, key="files", alt="Files of the bundle with their sizes")
 
 
 def download(space: Workspace, made: Candidate, members: Sequence[bundle.Member]) -> None:

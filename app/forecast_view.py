@@ -12,8 +12,8 @@ from pathlib import Path
 import streamlit as st
 
 from app import forecast_chart
-from app.charts import BARE
 from app.figures import inline_badge
+from app.plot import plot
 from app.state import State, jobs, workspace
 from app.tables import milliseconds, percent, times
 from core import forecast as forecasts
@@ -178,7 +178,7 @@ def track(known: Forecast | None) -> None:
         assert found is not None
         st.markdown(track_words(found))
         drawn = forecast_chart.checks(known.checks, known.measure)
-        st.plotly_chart(drawn.figure, config=BARE, alt=drawn.alt, key="checks")
+        plot(drawn, "checks")
         st.caption(
             "Each point is a whole network, measured; its prediction comes from all others. What you run joins them."
         )

@@ -9,10 +9,10 @@ import streamlit as st
 
 from app import front as fronts
 from app import predicted, tables
-from app.charts import BARE
 from app.figures import badge
 from app.front import AXES, ORIGINAL, Axis, Front, Guess, Limits, Point
 from app.pareto_chart import about, pareto
+from app.plot import plot
 from app.state import State
 from core.candidate import Candidate, Scores
 from core.layers import Profile
@@ -53,10 +53,7 @@ def draw(info: Front, now: State, found: dict[str, Candidate], key: str, *, plan
     """The chart. A point that is picked loads its recipe; with `plans`, a point of the predicted front too."""
     chart = pareto(info, picked=now.picked, plans=plans)
     # the revision is part of the key, so that a pick leaves the chart without a selection that would fire again
-    event = st.plotly_chart(
-        chart.figure, key=f"{key}-{info.axis.key}-{now.revision}", on_select="rerun", selection_mode="points",
-        config=BARE, alt=chart.alt,
-    )  # fmt: skip
+    event = plot(chart, f"{key}-{info.axis.key}-{now.revision}", on_select="rerun", selection_mode="points")
     for name in [point["customdata"][0] for point in event["selection"]["points"] if point.get("customdata")]:
         if name in found:
             now.pick(found[name])

@@ -104,7 +104,7 @@ def _show_log(job: Job) -> None:
         if text:
             st.download_button(
                 "Download log",
-                job.log.read_bytes(),
+                job.log.read_bytes,  # on the click: see the recipe's download
                 f"{job.id}.log.txt",
                 "text/plain",
                 key=f"log_{job.id}",

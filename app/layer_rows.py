@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from app import tables
@@ -89,7 +90,7 @@ def held_as(layer: Layer, entry: Technique) -> str:
 def table_data(profile: Profile, recipe: Recipe, place: Place, ident: str) -> dict[str, Any]:
     """All that `components/layer_table.js` draws, but for the revision."""
     entry, step = CATALOG[place.technique], place.step(recipe)
-    original, multiple = costs(profile, Recipe()), getattr(step.record, "multiple", 1)
+    multiple = getattr(step.record, "multiple", 1)
     return {
         "ident": f"{ident}|{place.technique}|{place.at}|{multiple}",  # another one builds the table anew
         "technique": place.technique,
@@ -104,8 +105,8 @@ def table_data(profile: Profile, recipe: Recipe, place: Place, ident: str) -> di
         "dial": _dial(entry, step),
         "own": dict(step.layers),
         "profile": cost_profile(profile),
-        "original": {"params": original.params, "macs": original.macs, "weight_bytes": original.weight_bytes},
-        "rows": layer_rows(profile, entry, multiple),
+        "original": original(profile),
+        "rows": layer_rows(profile, entry.key, multiple),
     }
 
 
@@ -130,6 +131,14 @@ def _dial(entry: Technique, step: Step) -> dict[str, Any] | None:
     }
 
 
+@lru_cache(maxsize=4)
+def original(profile: Profile) -> dict[str, Any]:
+    """What the model costs before any step."""
+    cost = costs(profile, Recipe())
+    return {"params": cost.params, "macs": cost.macs, "weight_bytes": cost.weight_bytes}
+
+
+@lru_cache(maxsize=4)
 def cost_profile(profile: Profile) -> dict[str, Any]:
     """What `components/costs.js` needs of a profile."""
     layers = [
@@ -143,8 +152,10 @@ def cost_profile(profile: Profile) -> dict[str, Any]:
     return {"layers": layers, "groups": groups}
 
 
-def layer_rows(profile: Profile, entry: Technique, multiple: int) -> list[dict[str, Any]]:
+@lru_cache(maxsize=16)  # the same on every release of a slider
+def layer_rows(profile: Profile, technique: str, multiple: int) -> list[dict[str, Any]]:
     """One row per tunable layer."""
+    entry = CATALOG[technique]
     groups = {group.name: group for group in profile.groups}
     most_params = max((layer.params for layer in profile.tunable), default=0) or 1
     most_macs = max((layer.macs for layer in profile.tunable), default=0) or 1

@@ -6,7 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from app import tables
+from app import columns, tables
+from app.components.data_table import data_table
 from app.figures import badge
 from app.job_card import time_left
 from app.state import State, jobs, workspace
@@ -120,7 +121,15 @@ def _show_best(now: State, name: str, word: str) -> None:
 
 
 def _show_trials(trials: list[dict[str, Any]]) -> None:
-    heads = ("Recipe", "Points lost", "Size", "MACs", "Speed")
-    rows = [dict(zip(heads, cells, strict=True)) | {"Result": row["why"]} for row, cells in tables.trial_rows(trials)]
-    st.dataframe(rows, hide_index=True, alt="Every recipe tried, with what it lost on the validation images")
+    alt = "Every recipe tried, with what it lost on the validation images"
+    data_table(columns.TRIALS, [_trial(row) for row in trials], key="trials", alt=alt)
     st.caption("Star: the best when it was tried. Points lost are expected from the validation images (measured).")
+
+
+def _trial(row: dict[str, Any]) -> dict[str, Any]:
+    """What failed has no numbers."""
+    title = ("* " if row["kept"] else "") + row["title"]
+    if not row["size_bytes"]:
+        return {"Recipe": title, "Result": row["why"]}
+    sums = {"Size": row["size_bytes"], "MACs": row["macs"], "Speed": row["speedup"] or None}
+    return {"Recipe": title, "Points lost": 100 * row["loss"], **sums, "Result": row["why"]}

@@ -69,8 +69,9 @@ def strip(now: State, profile: Profile) -> None:
             history = now.history
             _icon("Undo", ":material/undo:", now.undo, disabled=not history.past)
             _icon("Redo", ":material/redo:", now.redo, disabled=not history.future)
+            # made on the click: a file made on every rerun is gone when the browser looks for it after the next one
             st.download_button(
-                "Save as YAML", now.recipe.to_yaml(), FILE, "application/yaml", icon=":material/save:",
+                "Save as YAML", now.recipe.to_yaml, FILE, "application/yaml", icon=":material/save:",
                 help="Save as YAML", on_click="ignore", key="save", type="tertiary", disabled=not now.recipe.steps,
             )  # fmt: skip
             load(now, profile)

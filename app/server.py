@@ -11,6 +11,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # Streamlit puts app/ on the path, not the project
     sys.path.insert(0, str(ROOT))
 
+# Streamlit sets up its Plotly theme while it is imported: 0.2 s and 16 MB that the first page, without a chart, has no
+# use for. While there is no Plotly it does not; `app.plot` makes up for it before the first chart.
+PLOTLY = "plotly.graph_objects"
+if "streamlit" not in sys.modules:
+    sys.modules[PLOTLY] = None  # type: ignore[assignment]
 import streamlit as st  # noqa: E402
+
+if sys.modules.get(PLOTLY, st) is None:
+    del sys.modules[PLOTLY]
 
 from app import state  # noqa: E402
 from app.netron import LEASES  # noqa: E402
@@ -64,14 +73,22 @@ async def keep_moving() -> None:
             log.exception("could not look after the jobs")  # the next look may find the disk writable again
 
 
+def warm_up() -> None:
+    """Import what the first page needs while the browser is still busy with its own part."""
+    for name in ("PIL.PngImagePlugin", "app.overview", "app.gallery"):
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # imported modules leave the collector's working set: reruns cost a few ms instead of 100
+
+
 @asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[None]:
     LEASES.served = True
     make_ready()
-    gc.collect()
-    gc.freeze()  # imported modules leave the collector's working set: reruns cost a few ms instead of 100
+    warm = asyncio.create_task(asyncio.to_thread(warm_up))
     mover = asyncio.create_task(keep_moving())
     yield
+    await warm
     mover.cancel()
     with suppress(asyncio.CancelledError):
         await mover

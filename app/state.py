@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from core.budget import Offer
 from core.candidate import Candidate
 from core.errors import StudioError
 from core.jobs import Job, JobStore
 from core.recipe import Recipe
-from core.sensitivity_table import Key
 from core.workspace import Workspace
+
+if TYPE_CHECKING:  # the first page has no use for predictions
+    from core.budget import Offer
+    from core.sensitivity_table import Key
 
 KEY = "studio"
 UNDO = 100  # recipes remembered per model

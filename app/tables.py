@@ -136,7 +136,7 @@ def _candidate_row(candidate: Candidate, title: str) -> dict[str, object]:
         "MACs": scores.macs / 1e6,
         "Latency": latency.latency_ms if latency else None,
         "Speed": latency.speedup if latency else None,
-        "Took": duration(candidate.seconds),
+        "Took": candidate.seconds,
     }
 
 

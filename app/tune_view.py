@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import forms, layer_rows
+from app import forecast_view, forms, layer_rows
 from app.components.layer_table import Edit, layer_table
 from app.layer_rows import Place
 from app.sensitivity_rows import loss_data
@@ -69,7 +69,8 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
     technique = measured_as(place.technique)
     if known is not None:
         locked = [name for name, kind in now.locks if kind == technique]
-        data |= {"loss": loss_data(known, CATALOG[place.technique]), "locked": locked}
+        about = (now.model, now.data, *forecast_view.stamps(now))
+        data |= {"loss": _loss(about, place.technique, known), "locked": locked}
     edit, locked_now = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
     if locked_now is not None:
         now.lock(technique, locked_now)
@@ -77,6 +78,12 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
         return
     if apply(now, place, edit) and not data["active"]:
         st.rerun()  # the edit switched the step on, and the switch above is drawn already
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _loss(about: tuple[object, ...], technique: str, _known: Forecast) -> dict[str, Any]:
+    """The same until the forecast changes."""
+    return loss_data(_known, CATALOG[technique])
 
 
 def apply(now: State, place: Place, edit: Edit) -> bool:

@@ -86,14 +86,21 @@ def _column(items: Sequence[Item], k: int) -> tuple[list[Array], list[Array]]:
 
 
 def _solve_one(items: Sequence[Item], k: int, budget: float) -> list[int]:
+    """Items of the widest costs first: the rest then fills any room, so bounds are tight and states few."""
     losses, costs = _column(items, k)
+    order = np.argsort([-np.ptp(row) for row in costs], kind="stable").tolist()
+    choice = _solve_in_order([losses[i] for i in order], [costs[i] for i in order], budget)
+    return [j for _, j in sorted(zip(order, choice, strict=True))]
+
+
+def _solve_in_order(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> list[int]:
     prices, tails = _tails(losses, costs, budget)
     best, best_loss = _by_price(losses, costs, prices, budget)
     room = budget * (1 + 1e-12)
     least = np.append(np.cumsum([c.min() for c in costs][::-1])[::-1], 0.0)
     cost, loss = np.zeros(1), np.zeros(1)
     steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []  # of each state: the state before, the option taken
-    for i in range(len(items)):
+    for i in range(len(costs)):
         new_cost = (cost[:, None] + costs[i]).ravel()
         new_loss = (loss[:, None] + losses[i]).ravel()
         bound = new_loss + (tails[i + 1] - prices * (budget - new_cost)[:, None]).max(1)
@@ -124,7 +131,7 @@ def _tails(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> tu
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _priced_cost(*rows, middle) > budget else (low, middle)
-    prices = high * np.array([0.0, 0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.3, 2.0, 4.0])
+    prices = high * np.array([0.0, 0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.4, 2.0, 4.0])
     least = [(a[:, None] + b[:, None] * prices).min(0) for a, b in zip(losses, costs, strict=True)]
     return prices, np.vstack([np.cumsum(least[::-1], axis=0)[::-1], np.zeros(len(prices))])
 

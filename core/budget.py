@@ -139,7 +139,7 @@ def _least_removed(
 def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count: int = 3) -> list[Gain]:
     """The changes of one layer of `recipe` that win most for each unit of cost `kind`; free ones first."""
     plan, _ = plan_of(choices.profile, recipe)
-    now, k = forecast.predict(recipe), KINDS.index(kind)
+    now, k, mended = forecast.predict(recipe), KINDS.index(kind), repaired(recipe)
     found: dict[str, tuple[float, Gain]] = {}
     for key, level in plan.items():
         if now.value is None:
@@ -147,7 +147,8 @@ def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count
         for gentler in choices.options(*key):
             if severity(key[1], gentler) >= severity(key[1], level):
                 continue
-            after = forecast.predict_plan({**plan, key: gentler}, repaired(recipe))
+            change = choices.loss(*key, gentler) - choices.loss(*key, level)
+            after = forecast.predict_kl(max(0.0, now.kl + change), mended)
             costs = choices.change(plan, key, gentler)
             if after.value is None or after.value - now.value < LEAST_POINTS:
                 continue

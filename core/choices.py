@@ -2,8 +2,8 @@
 
 Costs are exact for any one plan. Between plans they are products (a layer's MACs are its input width times its output
 width), so options are priced around the current plan, the knapsack is solved, and prices are taken anew until the plan
-stands: exact at once where no two open groups meet in one layer. Elsewhere it starts from several plans and then moves
-the few groups that meet many others, one level at a time.
+stands: exact at once where no two open groups meet in one layer. Elsewhere the few groups that meet many others
+are then moved one level at a time.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from core.errors import StudioError
 from core.latency_table import LatencyTable
 from core.layer_price import Costs, price
 from core.layers import Layer, Profile, kept_channels
+from core.meetings import hubs, neighbours, touched
 from core.predict import shape_of
 from core.ranks import refusal
 from core.sensitivity_table import Key, Plan, SensitivityTable
 
 KINDS = ("macs", "weight_bytes", "latency_ms")  # what a budget can limit
 ROUNDS = 6  # of pricing
-EVEN = (0.25, 0.5, 0.75)  # shares of the levels from which pricing starts as well, where groups meet
+MOST = 20_000  # priced items that are remembered
 
 
 @dataclass
 class _Known:
     """What one solution asks for again and again."""
 
-    costs: dict[tuple[str, int, int, float, float], Costs] = field(default_factory=dict)
+    costs: dict[tuple[str, int, int, float, float, bool], Costs] = field(default_factory=dict)
+    priced: dict[tuple[object, ...], Item] = field(default_factory=dict)
+    neighbours: dict[Key, tuple[Key, ...]] = field(default_factory=dict)  # settings that a setting's costs depend on
     touched: dict[Key, list[Layer]] = field(default_factory=dict)
     losses: dict[tuple[str, str, float], float] = field(default_factory=dict)
     options: dict[Key, tuple[float, ...]] = field(default_factory=dict)
@@ -74,20 +77,39 @@ class Choices:
             levels = self.options(name, technique)
             if len(levels) < 2 and (name, technique) not in self.locked:
                 continue
-            touched = self._touched(name, technique)
-            costs = np.array([self._sum(touched, {**plan, (name, technique): level}) for level in levels])
-            losses = tuple(self.loss(name, technique, level) for level in levels)
-            found.append(Item(name, technique, levels, losses, tuple(map(tuple, (costs - costs.min(0)).tolist()))))
+            around = tuple([plan.get(key) for key in self._neighbours(name, technique)])
+            key = (name, technique, levels, around, self.latency is None)
+            if key not in self._known.priced:
+                if len(self._known.priced) >= MOST:
+                    self._known.priced.clear()
+                self._known.priced[key] = self._item(name, technique, levels, plan)
+            found.append(self._known.priced[key])
         return found
+
+    def _item(self, name: str, technique: str, levels: tuple[float, ...], plan: Plan) -> Item:
+        touched, tried = self._touched(name, technique), dict(plan)
+        rows = []
+        for level in levels:
+            tried[name, technique] = level
+            rows.append(self._sum(touched, tried))
+        costs = np.array(rows)
+        losses = tuple(self.loss(name, technique, level) for level in levels)
+        return Item(name, technique, levels, losses, tuple(map(tuple, (costs - costs.min(0)).tolist())))
+
+    def _neighbours(self, name: str, technique: str) -> tuple[Key, ...]:
+        key = (name, technique)
+        if key not in self._known.neighbours:
+            self._known.neighbours[key] = neighbours(self.profile, self._touched(*key), key)
+        return self._known.neighbours[key]
 
     def spend(self, budgets: Mapping[str, float]) -> Allocation:
         """The plan of smallest summed KL whose exact costs keep within `budgets`. Raises StudioError if none does."""
+        if self.latency and "latency_ms" not in budgets:  # operator times are the dearest to look up
+            found = replace(self, latency=None).spend(budgets)
+            return replace(found, costs=self.cost_of(found.levels))
         ceiling = tuple(budgets.get(kind, np.inf) for kind in KINDS)
-        best = self._cheapest(ceiling)
-        hubs = self._hubs() if len(budgets) == 1 else []  # HiGHS is too slow to be asked that often
-        for start in (self.locked, *[self._even(share) for share in EVEN if hubs]):
-            best = self._settle(start, ceiling, best)
-        for hub in hubs:
+        best = self._settle(self.locked, ceiling, self._cheapest(ceiling))
+        for hub in self._hubs() if len(budgets) == 1 else []:  # HiGHS is too slow to be asked that often
             levels = self.options(*hub)
             at = levels.index(best.levels[hub])
             for level in (*levels[max(0, at - 1) : at], *levels[at + 1 : at + 2]):
@@ -127,29 +149,10 @@ class Choices:
                 )
         return Allocation(plan, self.loss_of(plan), costs)
 
-    def _even(self, share: float) -> Plan:
-        """Every option near the same share removed: a start for the pricing."""
-        rows = self.items(self.locked)
-        levels = {(x.name, x.technique): x.levels[round(share * (len(x.levels) - 1))] for x in rows}
-        return {**levels, **self.locked}
-
     def _hubs(self) -> list[Key]:
-        """Groups that meet others in a layer, fewest that cover all such meetings: held, the rest is exact."""
         key = "prune_channels"
         rows = [row for row in self.table.curves if row[1] == key and row not in self.locked]
-        open_groups = {row[0] for row in rows if len(self.options(*row)) > 1}
-        pairs = {
-            frozenset((feed.group, layer.group))
-            for layer in self.profile.tunable
-            for feed in layer.inputs
-            if feed.group != layer.group and {feed.group, layer.group} <= open_groups
-        }
-        hubs = []
-        while pairs:
-            hub = max(sorted({n for pair in pairs for n in pair}), key=lambda n: sum(n in pair for pair in pairs))
-            hubs.append((hub, key))
-            pairs = {pair for pair in pairs if hub not in pair}
-        return hubs
+        return [(hub, key) for hub in hubs(self.profile, {row[0] for row in rows if len(self.options(*row)) > 1})]
 
     def front(self, kind: str, count: int = 64) -> list[Allocation]:
         """Plans of falling KL and rising exact cost, all from one solve."""
@@ -206,16 +209,8 @@ class Choices:
     def _touched(self, name: str, technique: str) -> list[Layer]:
         key = (name, technique)
         if key not in self._known.touched:
-            whole = technique == "prune_channels"
-            self._known.touched[key] = [
-                x for x in self.profile.weighing if (self._meets(x, name) if whole else x.name == name)
-            ]
+            self._known.touched[key] = touched(self.profile, key)
         return self._known.touched[key]
-
-    def _meets(self, layer: Layer, group: str) -> bool:
-        """Whether the layer's size depends on the group's width."""
-        feeds = any(feed.group == group for feed in layer.inputs)
-        return feeds or layer.group == group or layer.name in self.profile.group(group).branch
 
     def _sum(self, layers: Sequence[Layer], plan: Plan) -> Costs:
         macs = size = time = 0.0
@@ -231,12 +226,16 @@ class Choices:
 
     def _layer(self, layer: Layer, plan: Plan) -> Costs:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""
-        if any(self._width(name, plan) == 0 for name in self.profile.ends.get(layer.name, ())):
-            return 0.0, 0.0, 0.0
-        into = sum(self._width(f.group, plan) * f.repeat for f in layer.inputs) or layer.in_channels
+        for end in self.profile.ends.get(layer.name, ()):
+            if self._width(end, plan) == 0:
+                return 0.0, 0.0, 0.0
+        into = 0
+        for feed in layer.inputs:
+            into += self._width(feed.group, plan) * feed.repeat
+        into = into or layer.in_channels
         out = self._width(layer.group, plan) if layer.group else layer.out_channels
         rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)
-        key = (layer.name, into, out, rank, bits)
+        key = (layer.name, into, out, rank, bits, self.latency is None)
         if key not in self._known.costs:
             self._known.costs[key] = price(layer, into, out, rank, bits, self.latency)
         return self._known.costs[key]

@@ -84,6 +84,10 @@ class Forecast:
         kl, missing = sum_kl(self.table, plan)
         if missing:
             return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
+        return self.predict_kl(kl, repair, reason)
+
+    def predict_kl(self, kl: float, repair: bool = False, reason: str = "") -> Prediction:
+        """Of any plan whose settings sum up to `kl` nats."""
         if kl == 0:
             return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
         known = self.calibration(repair)

@@ -9,7 +9,7 @@ a runtime that works in blocks of 8 channels gains nothing from 64 → 60.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +31,9 @@ class Operator:
     @property
     def family(self) -> Operator:
         """The same operator at any width."""
-        groups = 0 if self.shape.kind == "depthwise" else self.shape.groups
-        return replace(self, shape=replace(self.shape, in_channels=0, out_channels=0, groups=groups))
+        s = self.shape
+        groups = 0 if s.kind == "depthwise" else s.groups
+        return Operator(Shape(s.kind, 0, 0, s.kernel, groups, s.in_size, s.out_size, s.bias), self.type)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LatencyTable:
         fitted = self._fits.get(key.family)
         if fitted is None:
             return shape.macs / self._speed
-        return max(float(fitted @ self._features(shape)), 0.0)
+        return max(sum(a * b for a, b in zip(fitted, self._features(shape), strict=True)), 0.0)
 
     def whole(self, operators_ms: float) -> float:
         """Milliseconds of a model whose operators sum to `operators_ms`."""
@@ -69,14 +70,14 @@ class LatencyTable:
         """The sum of operators that a model of `whole_ms` has."""
         return (whole_ms - self.intercept) / self.slope
 
-    def _features(self, shape: Shape) -> NDArray[np.float64]:
-        into, out = (float(np.ceil(c / self.block) * self.block) for c in (shape.in_channels, shape.out_channels))
-        return np.array([1.0, into, out, into * out])
+    def _features(self, shape: Shape) -> tuple[float, ...]:
+        into, out = (float(-(-c // self.block) * self.block) for c in (shape.in_channels, shape.out_channels))
+        return 1.0, into, out, into * out
 
     @cached_property
-    def _fits(self) -> dict[Operator, NDArray[np.float64]]:
+    def _fits(self) -> dict[Operator, list[float]]:
         """Family → coefficients over (1, inputs, outputs, inputs × outputs), least squares in relative error."""
-        rows: dict[Operator, list[tuple[NDArray[np.float64], float]]] = {}
+        rows: dict[Operator, list[tuple[tuple[float, ...], float]]] = {}
         for key, time in self.times.items():
             rows.setdefault(key.family, []).append((self._features(key.shape), time))
         found = {}
@@ -85,7 +86,7 @@ class LatencyTable:
             times = np.array([t for _, t in pairs])
             scale = features.max(0)
             solved = np.linalg.lstsq(features / scale / times[:, None], np.ones(len(times)), rcond=None)[0]
-            found[family] = solved / scale
+            found[family] = (solved / scale).tolist()
         return found
 
     @cached_property

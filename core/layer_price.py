@@ -14,6 +14,11 @@ def price(layer: Layer, into: int, out: int, rank: float, bits: float, latency: 
     """(MACs, bytes, operator ms): weights at their bits, biases as 32-bit numbers; no time without a table."""
     if layer.kind == "shortcut":
         return _shortcut(layer, into, out, latency)
+    if rank >= 1 and latency is None and layer.kind != "linear":  # asked for thousands of times: no records in between
+        groups = out if layer.kind == "depthwise" else layer.groups
+        weights = into // groups * out * layer.kernel[0] * layer.kernel[1]
+        macs = weights * layer.output_shape[-2] * layer.output_shape[-1]
+        return float(macs), weights * bits / 8 + 4 * (layer.bias + (bits < 32)) * out, 0.0
     whole = shape_of(layer, into, out)
     split = rank < 1 and not refusal(whole, "spatial_svd", rank)
     parts: tuple[Shape, ...] = factors(whole, "spatial_svd", rank) if split else (whole,)

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import floor
 from typing import Any
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ class Profile:
     file_bytes: int  # the original file
     latency_ms: float | None = None  # the whole file, batch 1, one thread, median
 
-    @property
+    @cached_property
     def tunable(self) -> tuple[Layer, ...]:
         """The layers a technique may touch, in order."""
         return tuple(layer for layer in self.layers if layer.kind not in ("shortcut", "norm", "other"))
 
-    @property
+    @cached_property
     def weighing(self) -> tuple[Layer, ...]:
         """The tunable layers, and the shortcuts that weigh something once channels around them are removed."""
         return tuple(layer for layer in self.layers if layer.kind not in ("norm", "other"))
@@ -130,7 +129,7 @@ def kept_channels(channels: int, ratio: float, multiple: int) -> int:
     if ratio <= 0 or channels <= multiple:
         return channels
     wanted = channels * (1 - ratio)
-    return int(min(channels, max(multiple, np.floor(wanted / multiple + 0.5) * multiple)))
+    return int(min(channels, max(multiple, floor(wanted / multiple + 0.5) * multiple)))
 
 
 def width_after(group: Group, channels: int, ratio: float, multiple: int) -> int:

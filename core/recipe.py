@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -97,7 +98,7 @@ class Recipe:
     def active(self) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.enabled)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """10 hex digits of SHA-256 over what the recipe does. Options are complete, so a changed default changes it;
         only those that came later count when they are used."""
@@ -120,16 +121,21 @@ class Recipe:
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
         """Raises RecipeError with one sentence for anything that is not a recipe."""
-        try:
-            body = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"The recipe is not YAML: {str(error).splitlines()[0]}.") from error
-        if not isinstance(body, dict) or not isinstance(body.get("steps"), list):
-            raise RecipeError(f"A recipe is a mapping with a list of steps; received {type(body).__name__}.")
-        seed = body.get("seed", 0)
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise RecipeError(f"The seed must be a whole number; received {seed!r}.")
-        return cls(tuple(_step(row, n + 1) for n, row in enumerate(body["steps"])), seed)
+        return _read(text)
+
+
+@lru_cache(maxsize=512)  # pages read the recipes of all candidates after every move of a slider
+def _read(text: str) -> Recipe:
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(body, dict) or not isinstance(body.get("steps"), list):
+        raise RecipeError(f"A recipe is a mapping with a list of steps; received {type(body).__name__}.")
+    seed = body.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise RecipeError(f"The seed must be a whole number; received {seed!r}.")
+    return Recipe(tuple(_step(row, n + 1) for n, row in enumerate(body["steps"])), seed)
 
 
 def _complete(step: Step) -> dict[str, Any]:

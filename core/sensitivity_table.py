@@ -90,11 +90,15 @@ class Curve:
     severities: tuple[float, ...]
     log_kl: tuple[float, ...]
 
+    @cached_property
+    def _log_severities(self) -> list[float]:
+        return [log(s) for s in self.severities]
+
     def at(self, amount: float) -> float:
         """KL in nats at a severity; 0 at 0."""
         if amount <= 0:
             return 0.0
-        x, xs, ys = log(amount), [log(s) for s in self.severities], self.log_kl
+        x, xs, ys = log(amount), self._log_severities, self.log_kl
         if x <= xs[0] or len(xs) == 1:
             return exp(ys[0] + 2 * (x - xs[0]))
         right = min(bisect_left(xs, x), len(xs) - 1)

@@ -32,7 +32,7 @@ TAILS: dict[str, tuple[Step, ...]] = {  # number types by objective, to compare
     "size": (Step("quantize"), Step("quantize_weights")),
     "macs": (),
 }
-GENTLER = Step("quantize", {"calibration": "percentile"})  # where plain int8 loses too much
+GENTLER = Step("quantize", {"calibration": "auto"})  # where plain int8 loses too much
 RATIOS = tuple(i / 20 for i in range(1, 17))  # of the channels
 BUDGETS = tuple(np.geomspace(0.95, 0.2, 16).tolist())  # shares of the original's cost
 RANKS = (0.75, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -3,8 +3,10 @@
 import streamlit as st
 
 from app import columns, netron, state, tables, treemap
+from app.components.data_table import data_table
 from app.empty import nothing_yet
 from app.figures import badge, show_figures
+from app.plot import plot
 
 now = state.current()
 st.title("Inspect")
@@ -23,16 +25,11 @@ st.subheader("Where it goes")
 offered = {q.title: q for q in treemap.quantities(profile)}
 chosen = st.segmented_control("Area of a rectangle", list(offered), default="Parameters", required=True, key="area")
 badge("measured" if chosen == "Latency" else "exact")
-chart = treemap.treemap(profile, offered[chosen])
-st.plotly_chart(chart.figure, key="treemap", alt=chart.alt, config={"displayModeBar": False})
+plot(treemap.treemap(profile, offered[chosen]), "treemap")
 st.caption("Each rectangle is a layer, inside the block it belongs to. Click a block to look inside.")
 
 st.subheader("Layers")
-frame, settings = columns.layers(tables.layer_rows(profile))
-height = min(440, 35 * (len(frame) + 1) + 3)  # no empty rows under a small model
-st.dataframe(
-    frame, column_config=settings, hide_index=True, height=height, alt="Every layer with its size and its cost"
-)
+data_table(columns.LAYERS, tables.layer_rows(profile), key="layers", alt="Every layer with its size and its cost")
 st.caption(
     f"{len(profile.layers)} layers in order of execution. Together {tables.count(profile.params, 'parameters')}, "
     f"{tables.count(profile.macs, 'MACs')}, {tables.size(profile.activation_bytes)} of outputs; "

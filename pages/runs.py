@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import columns, front_view, optimize_view, state, tables
+from app.components.data_table import data_table
 from app.empty import nothing_yet
 from app.job_card import show_jobs
 from app.titles import titles
@@ -29,19 +30,10 @@ if found and original:
     front_view.draw(info, now, found, "runs-front", plans=True)
     st.caption(front_view.caption(info, plans=True))
     front_view.tell(info, now, found)
-    frame, settings = columns.candidates(tables.candidate_rows(found))
-    rows = st.dataframe(
-        frame,
-        column_config=settings,
-        hide_index=True,
-        key=f"candidates-{now.revision}",
-        on_select="rerun",
-        selection_mode="single-row",
-        alt="Every candidate with its scores",
-    )
-    picked = [frame.index[row] for row in rows["selection"]["rows"]]
-    if picked and picked[0] in found:
-        now.pick(found[picked[0]])
+    rows, alt = tables.candidate_rows(found), "Every candidate with its scores; select one to load its recipe"
+    clicked = data_table(columns.CANDIDATES, rows, key="candidates", alt=alt, pick=True)
+    if clicked in found:
+        now.pick(found[clicked])
         st.rerun()
     if now.picked in found:
         with st.container(horizontal=True, vertical_alignment="center"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,7 @@ def choices(open_trunk: bool, levels: dict[str, tuple[float, ...]], **more: obje
     return Choices(profile, make_table(profile), levels, **more)  # type: ignore[arg-type]
 
 
+INNER = tuple(f"{i}.conv1" for i in range(3))
 WIDTHS = {"prune_channels": (0.25, 0.5, 0.75)}
 BITS = {"quantize": (8.0, 4.0, 2.0)}
 
@@ -155,3 +157,25 @@ def test_latency_is_a_budget_with_a_table() -> None:
 def test_plans_travel_as_rows() -> None:
     plan = {("a", "quantize"): 4.0, ("b", "quantize"): 32.0, ("a", "prune_channels"): 0.5}
     assert key_levels(plan_rows(plan)) == {("a", "quantize"): 4.0, ("a", "prune_channels"): 0.5}
+
+
+def test_a_budget_may_remove_a_whole_branch_and_counts_it_exactly() -> None:
+    """Where the last block hardly matters it goes, at a cost equal to the prediction's; one that is locked stays."""
+    profile = make_profile(False)
+    groups = tuple(
+        replace(g, branch=(g.name, g.name.replace("1", "2"))) if g.name in INNER else g for g in profile.groups
+    )
+    profile = replace(profile, groups=groups)
+    cells = dict(make_table(profile).cells)
+    for i, name in enumerate(INNER):
+        cells[name, "prune_channels", 1.0] = Cell(name, "prune_channels", 1.0, kl=(10.0, 10.0, 0.01)[i])
+    table = SensitivityTable({}, {k: replace(c, kl=c.kl if c.layer != INNER[2] else 0.01) for k, c in cells.items()})
+    spender = Choices(profile, table, WIDTHS)
+    plan = spender.spend({"macs": 0.75 * profile.macs})
+    assert plan.levels[INNER[2], "prune_channels"] == 1.0
+    recipe = Recipe(
+        (Step("prune_channels", {"ratio": 0.0, "multiple": 1}, {n: v for (n, _), v in plan.levels.items()}),)
+    )
+    assert plan.costs[0] == costs(profile, recipe).macs
+    held = replace(spender, locked={(INNER[2], "prune_channels"): 0.0}).spend({"macs": 0.75 * profile.macs})
+    assert held.levels[INNER[2], "prune_channels"] == 0.0

@@ -17,7 +17,7 @@ PRUNE, WEIGHTS, FACTORIZE = CATALOG["prune_channels"], CATALOG["prune_weights"],
 
 
 def rows_of(technique: str) -> dict[str, dict[str, object]]:
-    return {str(row["layer"]): row for row in layer_rows.layer_rows(mixed(), CATALOG[technique], 8)}
+    return {str(row["layer"]): row for row in layer_rows.layer_rows(mixed(), technique, 8)}
 
 
 def test_layers_of_a_group_are_held_under_its_name_and_move_together() -> None:

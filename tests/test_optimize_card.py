@@ -12,6 +12,7 @@ from app.state import KEY
 from core.jobs import JobStore
 from core.recipe import Recipe
 from core.workspace import Workspace, write_json
+from tests.data_tables import column, data_tables
 from tests.profiles import resnet
 from tests.workspaces import write_workspace
 
@@ -79,10 +80,10 @@ def test_while_it_runs_the_best_so_far_is_there_and_the_form_is_not(space: Works
     said = words(tab)
     assert "Best so far: **Quantize int8**" in said
     assert "agreement on 30 test images" in said
-    table: Any = tab.dataframe[0].value
-    assert list(table["Recipe"]) == ["* Quantize int8", "Prune channels 30%"]
-    assert list(table["Points lost"]) == ["0.10", "3.10"]
-    assert table["Result"][1] == "Loses 3.10 points, allowed are 0.5."
+    table = data_tables(tab)[0]
+    assert column(table, "Recipe") == ["* Quantize int8", "Prune channels 30%"]
+    assert column(table, "Points lost") == pytest.approx([0.1, 3.1])
+    assert column(table, "Result")[1] == "Loses 3.10 points, allowed are 0.5."
     tab.button(key="stop-search").click().run()
     assert JobStore(space).list()[0].status == "cancelled"
 

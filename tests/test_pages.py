@@ -12,6 +12,7 @@ from app.state import KEY
 from core.jobs import JobStore
 from core.recipe import Recipe, Step
 from core.workspace import Workspace, write_json
+from tests.data_tables import column, data_tables
 from tests.profiles import resnet
 from tests.studio import open_digits, run_int8
 from tests.workspaces import write_workspace
@@ -174,16 +175,16 @@ def test_undo_and_redo_walk_the_recipes(full: dict[str, Any]) -> None:
 def test_inspect_lists_every_layer_and_its_sums(full: dict[str, Any]) -> None:
     tab = studio("inspect")
     profile = Workspace().profile(full["model"])
-    frame = tab.dataframe[0].value
-    assert list(frame["Layer"]) == [layer.name for layer in profile.layers]
-    assert frame["Parameters"].sum() == profile.params
-    assert round(frame["MACs"].sum() * 1e6) == profile.macs
+    (table,) = data_tables(tab)
+    assert column(table, "Layer") == [layer.name for layer in profile.layers]
+    assert sum(column(table, "Parameters")) == profile.params
+    assert round(sum(column(table, "MACs (millions)")) * 1e6) == profile.macs
 
 
 def test_runs_lists_jobs_and_candidates(full: dict[str, Any]) -> None:
     tab = studio("runs")
-    frame = tab.dataframe[0].value
-    assert list(frame.index) == [full["candidate"]]
+    (table,) = data_tables(tab)
+    assert [row["id"] for row in table["rows"]] == [full["candidate"]]
     said = words(tab)
     assert "Open LeNet on Digits" in said
     assert "Quantize int8" in said

@@ -86,8 +86,8 @@ def test_float_is_kept_where_int8_is_slower() -> None:
 
 def test_a_gentler_calibration_is_tried_where_int8_loses_too_much() -> None:
     trials, _ = play(lambda recipe, macs: (0.02 if "minmax" in str(recipe.steps[-1].record) else 0.0, 2.0))
-    assert [dict(t.recipe.steps[-1].options) for t in trials[:2]] == [{}, {"calibration": "percentile"}]
-    assert all(t.recipe.steps[-1].options.get("calibration") == "percentile" for t in trials[1:])
+    assert [dict(t.recipe.steps[-1].options) for t in trials[:2]] == [{}, {"calibration": "auto"}]
+    assert all(t.recipe.steps[-1].options.get("calibration") == "auto" for t in trials[1:])
 
 
 def test_a_ladder_that_gains_nothing_is_left_at_once() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -16,6 +15,7 @@ from core.errors import StudioError
 from core.jobs import JobStore
 from core.recipe import Recipe
 from core.workspace import Workspace
+from tests.data_tables import column, data_tables
 from tests.profiles import resnet
 from tests.workspaces import CLASSES, write_workspace
 
@@ -206,8 +206,8 @@ def test_missing_predictions_are_a_sentence(space: Workspace) -> None:
 
 def test_export_lists_what_the_zip_will_hold(space: Workspace) -> None:
     tab = open_page("export")
-    table: Any = tab.dataframe[0].value
-    assert list(table["File"])[:6] == [
+    (table,) = data_tables(tab)
+    assert column(table, "File")[:6] == [
         "model.onnx",
         "recipe.yaml",
         "MODEL_CARD.md",
@@ -215,9 +215,9 @@ def test_export_lists_what_the_zip_will_hold(space: Workspace) -> None:
         "samples.npz",
         "verify.py",
     ]
-    assert "test/images.npy" in list(table["File"])
+    assert "test/images.npy" in column(table, "File")
     tab.toggle(key="test-pets-1").set_value(False).run()
-    assert "test/images.npy" not in list(tab.dataframe[0].value["File"])
+    assert "test/images.npy" not in column(data_tables(tab)[0], "File")
     commands = "\n".join(block.value for block in tab.code)
     assert "python candidate/verify.py" in commands
     assert "cnn-studio run recipe.yaml" in commands

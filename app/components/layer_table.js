@@ -21,7 +21,7 @@ const count = (x) => scaled(x, [[1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]);
 const bytes = (x) => scaled(x, [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB'], [1, 'B']]);
 const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes]];
 
-export default function ({ data, parentElement, setStateValue }) {
+export default function ({ data: [data], parentElement, setStateValue }) {
   const root = parentElement.querySelector('.lt');
   let table = TABLES.get(parentElement);
   if (!table || table.ident !== data.ident) TABLES.set(parentElement, (table = build(root, data)));

@@ -60,7 +60,7 @@ def layer_table(data: Mapping[str, Any], *, rev: int, key: str) -> tuple[Edit | 
     """
     result = _TABLE(
         key=key,
-        data={**data, "rev": rev},
+        data=[{**data, "rev": rev}],  # in a list, since Streamlit imports pandas to look through a mapping's values
         default={"edit": None, "locks": None},
         on_edit_change=lambda: None,
         on_locks_change=lambda: None,

@@ -62,12 +62,16 @@ def studio(workspace: Path) -> Iterator[str]:
         yield address
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def running_studio(workspace: Path) -> Iterator[str]:
     """A studio of its own on a free port, with this workspace."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = (workspace / "server.log").open("wb")
     command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "server.py")]
     command += [f"--server.port={port}", "--server.headless=true", "--server.address=127.0.0.1"]

@@ -28,7 +28,7 @@ from core.engine.data import to_tensor
 from core.engine.formats import onnx_codes, onnx_gate, onnx_rounding
 from core.engine.formats.onnx_codes import Stored
 from core.engine.formats.onnx_reader import read_model
-from core.engine.schedule import Plan, best_accuracy
+from core.engine.schedule import Plan, best_merit
 from core.engine.teaching import checkpoint_of, learn, make_lesson
 from core.engine.zeros import surviving
 from core.errors import RecipeError
@@ -67,7 +67,7 @@ def apply(model: ModelProto, options: FinetuneQuantized, layers: Mapping[str, ob
     sample = to_tensor(lesson.train.x[:SAMPLE], context.card)
     normed = insert_batchnorm(network, sample, _scalable(parts))
     curve = learn(network, lesson, plan, context, checkpoint=path, forward=_Exact(network))
-    if best_accuracy(curve[1:], plan) >= curve[0].accuracy:
+    if best_merit(curve[1:], plan) >= curve[0].merit:
         _put_back(result, network, parts, normed)
     return Outcome(result, skipped, curve)
 
