@@ -1,6 +1,6 @@
 """The whole-network plans that tier 2 measures: on the allocation's own path, where users will look, beside uniform and
 weight-error plans of the same cost; the rest are random mixes of techniques, spread evenly over the logarithm of
-predicted KL. The most telling come first: the middle of the range, then the middles of what is left.
+predicted KL. The most telling come first: the ends of the range, then the middles of what is left.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def calibration_plans(
     found = {_settings(plan): plan for plan in path_plans(profile, table, mended)[:count]}
     for aim in np.geomspace(*(MENDED_RANGE if mended else RANGE), count - len(found)):
         techniques = rng.permutation(MENDED)[:AT_ONCE].tolist() if mended else tuple(LEVELS)
-        for _ in range(ATTEMPTS):  # in a tiny network one may be drawn twice
+        for _ in range(ATTEMPTS):  # in a tiny network one may be drawn twice, or change nothing
             plan = random_plan(profile, table, float(aim), rng, techniques)
-            if _settings(plan) not in found:
+            if _settings(plan) and _settings(plan) not in found:
+                found[_settings(plan)] = plan
                 break
-        found[_settings(plan)] = plan
     plans = list(found.values())
     plans.sort(key=lambda plan: sum_kl(table, plan)[0])
-    return [plans[i] for i in middles_first(len(plans))]
+    return [plans[i] for i in spread_first(len(plans))]
 
 
 def _settings(plan: Plan) -> frozenset[tuple[Key, float]]:
@@ -57,13 +57,13 @@ def _settings(plan: Plan) -> frozenset[tuple[Key, float]]:
     return frozenset(key_levels(plan_rows(plan)).items())
 
 
-def middles_first(count: int) -> list[int]:
-    """0 … count - 1, each next one in the middle of a widest gap.
+def spread_first(count: int) -> list[int]:
+    """0 … count - 1: both ends, then each next one in the middle of a widest gap.
 
-    >>> middles_first(7)
-    [3, 1, 5, 0, 2, 4, 6]
+    >>> spread_first(7)
+    [6, 0, 3, 2, 5, 1, 4]
     """
-    order, gaps = [], [(0, count)]
+    order, gaps = [count - 1, 0][:count], [(1, count - 1)]
     while gaps:
         first, last = gaps.pop(0)
         if first < last:
