@@ -23,9 +23,10 @@ from core.engine.techniques import finetune_quantized, prune_weights, quantize, 
 from core.errors import DataError, RecipeError
 from core.options import FinetuneQuantized, PruneWeights, Quantize, QuantizeWeights
 from tests.test_techniques import export
-from tests.tiny import CARD, tiny_context, tiny_data, tiny_model
+from tests.tiny import CARD, draw, tiny_context, tiny_data, tiny_model
 
-OPTIONS = FinetuneQuantized(epochs=12, learning_rate=0.05, shift=0)
+OPTIONS = FinetuneQuantized(epochs=6, learning_rate=0.05, shift=0)
+VALIDATION = draw(300, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,8 @@ def quantized(kind: str, sparsity: float = 0.0, weights: str = "8") -> ModelProt
 
 
 @cache
-def trained(kind: str, sparsity: float = 0.0, weights: str = "8", epochs: int = 12) -> Outcome:
-    context = tiny_context(tiny_model(), network=pruned(sparsity))
+def trained(kind: str, sparsity: float = 0.0, weights: str = "8", epochs: int = 6) -> Outcome:
+    context = replace(tiny_context(network=pruned(sparsity)), train=draw(1200, 2), validation=VALIDATION)
     options = replace(OPTIONS, epochs=epochs)
     return finetune_quantized.apply(quantized(kind, sparsity, weights), options, {}, context)
 
@@ -71,7 +72,7 @@ def answers(model: ModelProto, images: Images) -> np.ndarray:
 
 
 def accuracy(model: ModelProto) -> float:
-    test = tiny_data().test
+    test = draw(500, 4)
     return float((answers(model, test).argmax(1) == test.y).mean())
 
 
@@ -132,15 +133,15 @@ def test_only_codes_change_and_they_stay_within_their_bits(kind: str, weights: s
 @pytest.mark.parametrize("kind", ["int8", "3"])
 def test_what_was_lost_comes_back_on_the_exported_file(kind: str) -> None:
     before, after = accuracy(quantized(kind, 0.9)), accuracy(trained(kind, 0.9).model)
-    assert after > before + 0.04
+    assert after > before + 0.08, (before, after)
 
 
 @pytest.mark.parametrize("kind", ["int8", "3"])
 def test_the_curve_is_that_of_the_exported_file(kind: str) -> None:
     """Normalization, folded into scales and biases on the way, changes no answer."""
-    outcome, validation = trained(kind, 0.9), tiny_context().validation
-    found = float((answers(outcome.model, validation).argmax(1) == validation.y).mean())
-    assert found == pytest.approx(max(row.accuracy for row in outcome.curve), abs=1.01 / len(validation))
+    outcome = trained(kind, 0.9)  # without a teacher: the best epoch is that of the highest accuracy
+    found = float((answers(outcome.model, VALIDATION).argmax(1) == VALIDATION.y).mean())
+    assert found == pytest.approx(max(row.accuracy for row in outcome.curve), abs=1.01 / len(VALIDATION))
 
 
 @pytest.mark.parametrize("kind", ["int8", "3"])
