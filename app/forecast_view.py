@@ -138,7 +138,7 @@ def accuracy_words(known: Forecast, found: Prediction) -> tuple[str, str, str, b
         return label, "–", found.reason, True
     if found.kl == 0:
         return label, percent(found.value, 1), found.reason or ORIGINAL, False
-    change = 100 * (found.value - known.baseline)
+    change = round(100 * (found.value - known.baseline), 1) + 0.0  # never −0.0
     said = f"{100 * found.low:.1f}–{100 * found.high:.1f} %, right 8 times in 10; {change:+.1f} points".replace(
         "-", "−"
     )

@@ -21,7 +21,7 @@ def loss_data(known: Forecast, entry: Technique) -> dict[str, Any]:
     technique = measured_as(entry.key)
     if technique not in LEVELS or entry.dial is None:
         return {"settings": [], "rows": {}}
-    settings = _settings(entry)
+    settings = dial_settings(entry)
     amounts = [severity(technique, x) for x in settings]
     measured = len(known.calibration(False).points) >= FEWEST
     rows: dict[str, Any] = {}
@@ -35,7 +35,8 @@ def loss_data(known: Forecast, entry: Technique) -> dict[str, Any]:
     return {"settings": settings, "rows": rows}
 
 
-def _settings(entry: Technique) -> list[float]:
+def dial_settings(entry: Technique) -> list[float]:
+    """The dial's choices, or samples of its range."""
     about = option_fields(entry)[str(entry.dial)].metadata
     if about["choices"]:
         return [float(x) for x in about["choices"]]

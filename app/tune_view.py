@@ -12,10 +12,12 @@ from app import forecast_view, forms, layer_rows
 from app.components.layer_table import Edit, layer_table
 from app.layer_rows import Place
 from app.sensitivity_rows import loss_data
+from app.slower_rows import slower_data
 from app.state import State
 from core.catalog import CATALOG, option_fields
 from core.errors import RecipeError
 from core.forecast import Forecast
+from core.latency_table import LatencyTable
 from core.layers import Profile
 from core.plan import measured_as
 from core.recipe import Recipe, Step
@@ -71,6 +73,11 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
         locked = [name for name, kind in now.locks if kind == technique]
         about = (now.model, now.data, *forecast_view.stamps(now))
         data |= {"loss": _loss(about, place.technique, known), "locked": locked}
+    times = forecast_view.load_times(now)
+    if times is not None:
+        step = place.step(now.recipe)
+        about = (now.model, *forecast_view.stamps(now), step.technique, repr(step.record))
+        data["slower"] = _slower(about, profile, times, step)
     edit, locked_now = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
     if locked_now is not None:
         now.lock(technique, locked_now)
@@ -84,6 +91,11 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
 def _loss(about: tuple[object, ...], technique: str, _known: Forecast) -> dict[str, Any]:
     """The same until the forecast changes."""
     return loss_data(_known, CATALOG[technique])
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _slower(about: tuple[object, ...], _profile: Profile, _times: LatencyTable, _step: Step) -> dict[str, Any]:
+    return slower_data(_profile, _times, _step)
 
 
 def apply(now: State, place: Place, edit: Edit) -> bool:

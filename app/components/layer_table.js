@@ -156,6 +156,14 @@ function lossAt(table, row, value, cost) {
   return { bar: read(found.bar), points: read(found.points) };
 }
 
+// How much longer the layer takes by itself at this setting, as a share; 0 where that is hardly noticed.
+function slowerAt(table, row, value, cost) {
+  const { slower } = table.data, found = slower?.rows[row.layer];
+  if (!found || value === undefined || cost.kept === 'not split') return 0;
+  const nearest = slower.settings.reduce((best, x, at) => (Math.abs(x - value) < Math.abs(slower.settings[best] - value) ? at : best), 0);
+  return found[nearest] > 1.05 ? found[nearest] - 1 : 0;
+}
+
 const lossWords = (loss) => (loss === null ? '' : loss.points === null ? 'sensitivity by rank only' : `alone costs about ${loss.points.toFixed(1)} points (predicted)`);
 
 function listen(table, input) {
@@ -199,6 +207,7 @@ function paint(table, wanted = () => true) {
     write(f.value, f.format(now));
     write(f.was, `of ${f.format(before)}`);
     write(f.badge, table.cost.exact ? 'exact' : 'predicted');
+    f.badge.classList.toggle('predicted', !table.cost.exact);
     write(f.change, `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
   });
   table.root.classList.toggle('off', Boolean(data.dial) && !(table.touched || data.active));
@@ -217,8 +226,9 @@ function paintAll(table) {
 }
 
 function paintRow(table, row) {
-  const cost = table.cost.layers[row.layer], { dial } = table.data, said = result(row, cost);
-  const value = row.reason ? dial?.neutral : dial && valueOf(table, row), own = row.key in table.own && !row.reason;
+  const cost = table.cost.layers[row.layer], { dial } = table.data;
+  const value = row.reason ? dial?.neutral : dial && valueOf(table, row), slow = row.reason ? 0 : slowerAt(table, row, value, cost);
+  const said = slow ? `${Math.round(100 * slow)} % slower: ${result(row, cost)}` : result(row, cost), own = row.key in table.own && !row.reason;
   const loss = lossAt(table, row, value, cost), cause = row.reason ? '' : lossWords(loss), locked = table.locked.has(row.key);
   const shown = [said, value, own, cost.params, cost.macs, dial?.words?.[8], loss?.bar, cause, locked].join('|');
   if (row.shown === shown) return;
@@ -228,7 +238,8 @@ function paintRow(table, row) {
   for (const key of ['params', 'macs']) row.left[key].style.transform = `scaleX(${row.before[key] ? Math.min(1, cost[key] / row.before[key]) : 0})`;
   write(row.width, said);
   row.width.classList.toggle('same', said === '=');
-  row.width.title = cost.kept === 'not split' ? `${said}: at this setting its factors would not be smaller and cheaper.` : said;
+  row.width.classList.toggle('slow', slow > 0);
+  row.width.title = cost.kept === 'not split' ? `${said}: at this setting its factors would not be smaller and cheaper.` : slow ? `${said} (predicted for this layer alone, at its full width, from times of this computer)` : said;
   if (dial) paintDial(table, row, value, own, cause && value !== dial.neutral ? `${said}, ${cause}` : said);
   row.lock?.setAttribute('aria-pressed', String(locked));
 }
