@@ -89,7 +89,7 @@ class Calibration:
     @cached_property
     def _widths(self) -> tuple[float, float]:
         """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all."""
-        errors, far = np.abs(self.left_out - self.drop) / (self.left_out + FLOOR), self.left_out >= NEAR
+        errors, far = np.abs(self.left_out - self.estimate) / (self.left_out + FLOOR), self.left_out >= NEAR
         near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
         return near, away
 

@@ -120,7 +120,7 @@ class Forecast:
         """None before there is anything to judge by."""
         if not self.checks:
             return None
-        rows = np.array([(c.predicted, c.point.drop, c.half_width) for c in self.checks])
+        rows = np.array([(c.predicted, c.point.estimate, c.half_width) for c in self.checks])
         predicted, measured, wide = rows.T
         errors = np.abs(predicted - measured)
         ranks = np.corrcoef(rank(predicted), rank(measured))[0, 1] if np.ptp(predicted) and np.ptp(measured) else 0.0
