@@ -12,7 +12,7 @@ from core.forecast import FEWEST, Forecast
 from core.plan import measured_as
 from core.sensitivity_table import LEVELS, Curve, Key, pool_violators, severity
 
-SAMPLES = 20  # settings per layer that the browser reads between
+SAMPLES = 21  # settings per layer that the browser reads between
 LEAST_KL, MOST_KL = 1e-3, 2.0  # nats: an empty bar and a full one
 
 

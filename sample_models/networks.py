@@ -11,13 +11,11 @@ from core.errors import ModelError
 from sample_models import weights_file
 from sample_models.cifar_resnet import CifarResNet
 from sample_models.lenet import LeNet
-from sample_models.mobilenet import CifarMobileNet
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "shapes_resnet20": lambda: CifarResNet(20),
     "digits_lenet": LeNet,
     "cifar10_resnet20": lambda: CifarResNet(20),
-    "cifar10_mobilenet": CifarMobileNet,
 }
 
 

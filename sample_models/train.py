@@ -69,14 +69,6 @@ TRAININGS = {
             Plan(epochs=20, learning_rate=0.1, batch_size=128, flip=True, averaging=0.998, seed=1),
         ),
     ),
-    "cifar10_mobilenet": Training(
-        "cifar10",
-        "MobileNetV2 on CIFAR-10",
-        "A small network of depthwise convolutions, on 32×32 colour photographs.",
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        (Plan(epochs=16, learning_rate=0.2, batch_size=128, schedule="onecycle", flip=True, averaging=0.998),),
-    ),
 }
 
 

@@ -152,6 +152,7 @@ def test_another_kind_of_budget_changes_nothing_until_its_slider_is_moved(space:
 
 def test_a_budget_out_of_reach_says_what_it_takes(space: Workspace) -> None:
     tab = open_budget(open_page("tune"))
+    state(tab).lock("prune_channels", ["conv1", "layer1.0.conv1", "layer1.1.conv1"])
     tab.slider(key="share-net-1-macs").set_value(5).run()
     assert "the smallest plan needs" in words(tab)
     assert state(tab).recipe.steps  # and that plan it is
