@@ -24,6 +24,7 @@ from typing import Any
 from app import tables
 from app.terminal import Progress, print_candidate, print_table, print_trials, time_of
 from core.errors import StudioError
+from core.frames import layer_frame
 from core.recipe import Recipe
 from core.workspace import Workspace
 from sample_models import SAMPLES
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     optimize.set_defaults(do=run_optimize)
     profile = commands.add_parser("profile", help="what every layer costs")
     profile.add_argument("model")
+    profile.add_argument("--csv", type=Path, help="a file for the same table")
     profile.set_defaults(do=show_profile)
     for command in (studio, optimize, run, profile):
         command.add_argument("--workspace", type=Path, help="folder of models, data and candidates (CNN_STUDIO_HOME)")
@@ -163,6 +165,8 @@ def show_profile(options: argparse.Namespace) -> None:
     ]
     total = ("total", "", f"{found.params:,}", f"{found.macs:,}", "", time_of(found.latency_ms))
     print_table(("layer", "kind", "parameters", "MACs", "output", "latency"), [*rows, total])
+    if options.csv:
+        layer_frame(found).to_csv(options.csv)
     print(f"\nfile {tables.size(found.file_bytes)}, peak activation memory {tables.size(found.peak_bytes)}")
 
 

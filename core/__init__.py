@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from core.engine.models import open_model
     from core.engine.run import run
     from core.errors import StudioError
+    from core.frames import candidate_frame, layer_frame
     from core.recipe import Recipe, Step
 
 _HOMES = {
@@ -27,6 +28,8 @@ _HOMES = {
     "Scores": "core.candidate",
     "Step": "core.recipe",
     "StudioError": "core.errors",
+    "candidate_frame": "core.frames",
+    "layer_frame": "core.frames",
     "open_data": "core.engine.data_sets",
     "open_model": "core.engine.models",
     "run": "core.engine.run",
@@ -41,6 +44,8 @@ __all__ = [
     "Scores",
     "Step",
     "StudioError",
+    "candidate_frame",
+    "layer_frame",
     "open_data",
     "open_model",
     "run",
