@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
-from core.calibration import Point
+from core.calibration import CALIBRATION, Point
 from core.catalog import CATALOG
 from core.choices import KINDS, Choices
 from core.errors import RecipeError
@@ -102,7 +102,7 @@ def measured(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, sh
     found: list[tuple[Point, Recipe, Plan, Costs]] = []
     for point in forecast.points:
         plan = point.plan
-        if plan is None or not {key[1] for key in plan} <= set(choices.levels):
+        if plan is None or point.source != CALIBRATION or not {key[1] for key in plan} <= set(choices.levels):
             continue
         if any(plan.get(key, CATALOG[key[1]].neutral) != level for key, level in choices.locked.items()):
             continue
@@ -147,7 +147,8 @@ def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count
         for gentler in choices.options(*key):
             if severity(key[1], gentler) >= severity(key[1], level):
                 continue
-            change = choices.loss(*key, gentler) - choices.loss(*key, level)
+            share = forecast.left.get(key[1], 1.0) if mended else 1.0
+            change = share * (choices.loss(*key, gentler) - choices.loss(*key, level))
             after = forecast.predict_kl(max(0.0, now.kl + change), mended)
             costs = choices.change(plan, key, gentler)
             if after.value is None or after.value - now.value < LEAST_POINTS:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from core.sensitivity_table import SMALLEST_KL, Plan, pool_violators
 
 Array = NDArray[np.float64]
+CALIBRATION = "calibration"
 NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SMOOTHING = 0.35  # half-width of the averaging window, in log KL
@@ -30,7 +31,7 @@ class Point:
 
     kl: float  # nats, summed from the table
     drop: float  # accuracy (or agreement) lost against the original on the same images
-    source: str  # "calibration", or the candidate's id
+    source: str  # CALIBRATION, or the candidate's id
     repaired: bool = False  # whether what remains was solved again, which wins back much of it
     plan: Plan | None = None  # where it is known
     error: float = 0.0  # standard error of the loss, from the images whose answer changed

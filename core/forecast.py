@@ -1,8 +1,9 @@
 """Recipe → accuracy with an interval, before anything is run. NumPy only.
 
 The KL divergences of a recipe's settings, each measured alone, are summed, and `core.calibration` turns nats into
-points. Plans that repair what remains have a map of their own: they lose far less at the same KL. Everything the user
-runs joins the measurements. Beyond the largest of them it says so.
+points. Plans that repair what remains have a map of their own: they lose far less at the same KL, and how much less
+depends on the technique, which the measured plans tell. Everything the user runs joins the measurements. Beyond the
+largest of them it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -10,15 +11,16 @@ runs joins the measurements. Beyond the largest of them it says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.calibration import Array, Calibration, Point
+from core.calibration import CALIBRATION, Array, Calibration, Point
 from core.candidate import Candidate, Scores
 from core.errors import RecipeError
 from core.layers import Profile
@@ -28,6 +30,8 @@ from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read
 from core.workspace import Workspace
 
 FEWEST = 6  # measurements below which no number is shown
+LEFT = {"prune_channels": (1.0, 0.3, 0.1, 0.03), "prune_weights": (1.0, 0.3, 0.1)}  # factors are the best there are
+NOTED = 0.02  # losses that are small against this are alike
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ class Forecast:
         kl, missing = sum_kl(self.table, plan)
         if missing:
             return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
-        return self.predict_kl(kl, repair, reason)
+        return self.predict_kl(self.kl_of(plan, self.left) if repair else kl, repair, reason)
 
     def predict_kl(self, kl: float, repair: bool = False, reason: str = "") -> Prediction:
-        """Of any plan whose settings sum up to `kl` nats."""
+        """Of any plan whose settings sum up to `kl` nats, with `repair` to so many that repair leaves."""
         if kl == 0:
             return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
         known = self.calibration(repair)
@@ -103,8 +107,31 @@ class Forecast:
 
     @cached_property
     def _calibrations(self) -> tuple[Calibration, Calibration]:
-        plain, mended = (Calibration(tuple(p for p in self.points if p.repaired is r)) for r in (False, True))
-        return plain, mended
+        plain = Calibration(tuple(p for p in self.points if not p.repaired))
+        return plain, self._mended(self.left)
+
+    def _mended(self, left: Mapping[str, float]) -> Calibration:
+        points = (p for p in self.points if p.repaired)
+        return Calibration(tuple(replace(p, kl=self.kl_of(p.plan, left)) if p.plan else p for p in points))
+
+    def kl_of(self, plan: Plan, left: Mapping[str, float]) -> float:
+        """Summed KL of a plan in nats, of each technique's the share that is left."""
+        return sum(left.get(key[1], 1.0) * (self.table.kl(*key, level) or 0.0) for key, level in plan.items())
+
+    @cached_property
+    def left(self) -> dict[str, float]:
+        """Technique → share of its KL that repair leaves: those by which measured plans predict each other best."""
+        options = [dict(zip(LEFT, shares, strict=True)) for shares in product(*LEFT.values())]
+        if sum(p.repaired and p.plan is not None for p in self.points) < FEWEST:
+            return options[0]
+
+        def error(left: Mapping[str, float]) -> float:
+            known = self._mended(left)
+            return float(
+                np.mean(np.abs(known.left_out - known.estimate) / (known.left_out + np.abs(known.estimate) + NOTED))
+            )
+
+        return min(options, key=error)
 
     @cached_property
     def checks(self) -> tuple[Check, ...]:
@@ -169,7 +196,7 @@ def calibration_point(table: SensitivityTable, row: Mapping[str, Any], measure: 
         return None
     error = sqrt(max(row["drop"]["agreement"] - drop**2, 0.0) / row.get("images", 1))
     expected = row["drop"].get(f"expected_{measure}")
-    return Point(kl, drop, "calibration", row.get("repaired", False), plan, error, expected)
+    return Point(kl, drop, CALIBRATION, row.get("repaired", False), plan, error, expected)
 
 
 def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:
@@ -183,5 +210,5 @@ def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candid
     if reasons or missing or not plan:
         return None
     if baseline.accuracy and candidate.scores.accuracy:
-        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name, repaired(recipe))
-    return Point(kl, 1 - candidate.scores.agreement.value, name, repaired(recipe))
+        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name, repaired(recipe), plan)
+    return Point(kl, 1 - candidate.scores.agreement.value, name, repaired(recipe), plan)

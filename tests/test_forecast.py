@@ -16,7 +16,7 @@ from core.calibration import FLOOR, Calibration, Point, fit, half_width, read_ma
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
-from core.forecast import Forecast, load, rank
+from core.forecast import Forecast, load, rank, sum_kl
 from core.layers import Feed, Group, Layer, Profile
 from core.plan import RANKED, TRAINED, plan_of, steps_of
 from core.recipe import Recipe, Step
@@ -119,6 +119,24 @@ def test_prediction_sums_what_each_setting_costs_alone() -> None:
     assert not found.extrapolating
     untouched = forecast.predict(Recipe())
     assert (untouched.value, untouched.low, untouched.high) == (0.9, 0.9, 0.9)
+
+
+def test_what_repair_leaves_of_each_technique_is_read_from_measured_plans() -> None:
+    """Pruned channels lose a tenth of what factors of the same KL do; at equal KL both are predicted right."""
+    plans = [
+        ({("a", technique): level}, share)
+        for technique, share in (("prune_channels", 0.1), ("factorize", 1.0))
+        for level in (0.2, 0.35, 0.5, 0.65, 0.8)
+    ]
+    kls = [sum_kl(TABLE, plan)[0] for plan, _ in plans]
+    rows = zip(plans, kls, strict=True)
+    mended = tuple(Point(kl, 0.2 * share * kl, "calibration", True, plan) for (plan, share), kl in rows)
+    known = Forecast(PROFILE, TABLE, mended, baseline=0.9)
+    assert known.left["prune_channels"] == 0.1
+    for plan, point in zip(plans, mended, strict=True):
+        found = known.predict_plan(plan[0], repair=True)
+        assert found.kl == pytest.approx(plan[1] * point.kl)
+        assert found.value == pytest.approx(0.9 - point.drop, abs=0.02)
 
 
 def test_repaired_recipes_have_a_map_of_their_own() -> None:

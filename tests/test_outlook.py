@@ -86,7 +86,8 @@ def test_the_front_costs_and_predicts_what_its_recipes_do(axis: str) -> None:
     cost, value = cost_on(RESNET, uniform, axis), forecast.predict(uniform).value
     assert cost is not None
     assert value is not None
-    assert max(v for v, row in zip(values, made, strict=True) if row.cost <= cost) >= value - 1e-9
+    step = (values[-1] - values[0]) / STEPS  # what thinning may leave out
+    assert max(v for v, row in zip(values, made, strict=True) if row.cost <= cost) >= value - step
 
 
 def test_no_front_without_enough_measurements() -> None:
