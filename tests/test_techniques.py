@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import tempfile
@@ -24,6 +23,7 @@ from core.catalog import CATALOG, Technique, check_options, option_fields
 from core.engine.context import Outcome
 from core.engine.data import to_input
 from core.engine.formats import onnx_writer
+from core.engine.models import Model
 from core.engine.steps import check_layers
 from core.engine.train import seed_all
 from core.errors import RecipeError
@@ -57,16 +57,30 @@ def export(module: nn.Module) -> ModelProto:
         return onnx.load(Path(folder) / "x.onnx")
 
 
+def subject_of(key: str) -> Model:
+    """The tiny network; where the step trains, with one class too likely: else there is nothing to learn."""
+    model = tiny_model()
+    if "train" in CATALOG[key].needs:
+        with torch.no_grad():
+            model.module.head.bias[0] += 1.0  # type: ignore[union-attr, index]
+    return model
+
+
+@cache
+def exported_subject(key: str) -> ModelProto:
+    return export(subject_of(key).module) if "train" in CATALOG[key].needs else exported()
+
+
 @cache
 def apply(key: str, layers: tuple[tuple[str, Any], ...] = (), again: int = 0) -> Applied:
     """At default options. `again` only makes another call of it."""
-    entry, model, fractions = CATALOG[key], tiny_model(), []
-    teacher = copy.deepcopy(model)
+    entry, model, fractions = CATALOG[key], subject_of(key), []
+    teacher = tiny_model()
     context = tiny_context(teacher, report=lambda fraction, message, **_: fractions.append(fraction))
     subject: Any = model.module
     if entry.acts_on == "file":
         subject = ModelProto()
-        subject.CopyFrom(exported())
+        subject.CopyFrom(exported_subject(key))
     seed_all(0)
     technique = importlib.import_module(f"core.engine.techniques.{key}")
     outcome = technique.apply(subject, entry.options(), dict(layers), context)
@@ -112,8 +126,8 @@ def test_the_answer_keeps_its_shape_is_finite_and_the_teacher_is_untouched(key: 
 def test_the_exported_file_runs_anywhere_and_agrees(key: str) -> None:
     made = apply(key).outcome
     if CATALOG[key].acts_on == "file":
-        same = answers(made.model).argmax(1) == answers(exported()).argmax(1)
-        assert same.mean() >= 0.9
+        wanted, before, after = (answers(m).argmax(1) for m in (exported(), exported_subject(key), made.model))
+        assert (after == wanted).mean() >= 0.9 * (before == wanted).mean()
         return
     with torch.no_grad():
         expected = made.model.eval()(torch.from_numpy(X)).numpy()
@@ -124,9 +138,9 @@ def test_the_exported_file_runs_anywhere_and_agrees(key: str) -> None:
 def test_it_does_something_at_default_options(key: str) -> None:
     made, entry = apply(key).outcome, CATALOG[key]
     if entry.acts_on == "file":
-        assert content(made) != exported().SerializeToString(deterministic=True)
+        assert content(made) != exported_subject(key).SerializeToString(deterministic=True)
     else:
-        assert content(made) != content(Outcome(tiny_model().module))
+        assert content(made) != content(Outcome(subject_of(key).module))
 
 
 @EVERY
