@@ -21,7 +21,7 @@ from core.errors import StudioError
 
 # Operators whose published examples all mix images, work on text or take no float input: tested below instead.
 ELSEWHERE = {"And", "Cast", "Concat", "ConstantOfShape", "Einsum", "Equal", "Expand", "Not", "Or", "Pad", "Range"} | {
-    *("Shape", "Size", "Tile", "Where", "Split")
+    *("Shape", "Size", "Tile", "Where", "Split", "QuantizeLinear", "DequantizeLinear")  # the last two: fine-tuning
 }
 
 
