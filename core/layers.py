@@ -115,8 +115,8 @@ class Profile:
             )
             for row in values["layers"]
         )
-        lists = ("layers", "branch")
-        groups = tuple(Group(**{**row, **{k: tuple(row[k]) for k in lists}}) for row in values["groups"])
+        lists = ("layers", "branch")  # a profile from before branches were known is read without them
+        groups = tuple(Group(**{**row, **{k: tuple(row.get(k, ())) for k in lists}}) for row in values["groups"])
         return cls(**{**values, "layers": layers, "groups": groups})
 
 

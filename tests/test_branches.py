@@ -19,7 +19,7 @@ from core.engine.formats import onnx_writer
 from core.engine.graph import trace
 from core.engine.surgery import copy_model
 from core.engine.techniques.prune_channels import apply
-from core.layers import Group, explain
+from core.layers import Group, Profile, explain
 from core.options import PruneChannels
 from sample_models.cifar_resnet import CifarResNet
 from tests.nets import Net
@@ -140,3 +140,11 @@ def test_a_group_that_is_no_branch_keeps_one_block_of_channels():
 def test_the_explanation_says_so():
     assert "At 100 % the whole residual branch disappears" in explain(resnet(3), "layer1.0.conv1")
     assert "100 %" not in explain(resnet(3), "conv1")
+
+
+def test_a_profile_from_before_branches_were_known_is_still_read():
+    old = resnet(3).to_json()
+    for group in old["groups"]:
+        del group["branch"]
+    assert not any(group.branch for group in Profile.from_json(old).groups)
+    assert Profile.from_json(resnet(3).to_json()) == resnet(3)
