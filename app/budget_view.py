@@ -47,7 +47,7 @@ MAY = {
 }
 FIRST = {"macs": ("Channels",), "weight_bytes": ("Channels", "int8"), "latency_ms": ("Channels", "int8")}
 ALL = {**dict(WAYS.values()), "prune_weights": LEVELS["prune_weights"], "quantize": (8.0,)}
-PREDICTED, MEASURED = inline_badge("predicted"), inline_badge("measured")
+PREDICTED = inline_badge("predicted")  # for the plans that were tried too: they were chosen by it, and not exported
 NOTHING = 0.001  # of the original's cost: below it a change is free
 MULTIPLE = 8  # of widths, where no step says otherwise
 
@@ -101,7 +101,7 @@ def _open_choices(
 
 
 def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share: float) -> None:
-    """All plans; the best, as predicted or where it was measured as measured, becomes the recipe."""
+    """All plans; the best, by prediction or by what it lost when it was tried, becomes the recipe."""
     now.offers = {}
     if not open_choices.levels:
         st.caption("Choose what the budget may change.")
@@ -122,15 +122,16 @@ def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share:
 
 
 def _show_offers(now: State, kind: str, known: Forecast) -> None:
-    """The plans with what is predicted or was measured for each, while one of them is the recipe."""
+    """The plans with what is predicted for each, while one of them is the recipe."""
     if not any(offer.recipe == now.recipe for offer in now.offers.values()):
         return
     k = KINDS.index(kind)
     for name, offer in now.offers.items():
         used = offer.recipe == now.recipe
         with st.container(horizontal=True, vertical_alignment="center", key=f"offer-{name.partition(' ')[0]}"):
-            badge = MEASURED if offer.measured else PREDICTED
-            st.markdown(f"**{name}** {badge}  \n{_words(offer, known)}, {WORDS[kind](offer.costs[k])}", width="stretch")
+            tried = ", tried on validation images before any export" if offer.measured else ""
+            said = f"{_words(offer, known)}, {WORDS[kind](offer.costs[k])}{tried}"
+            st.markdown(f"**{name}** {PREDICTED}  \n{said}", width="stretch")
             st.button(
                 "In use" if used else "Use",
                 key=f"use-{name}",

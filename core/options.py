@@ -159,7 +159,7 @@ class Distill:
     )
     patience: int = option(
         0,
-        "Ends after so many epochs without a better validation accuracy. 0: never.",
+        "Ends after so many epochs that were no better on validation images. 0: never.",
         low=0,
         high=20,
         step=1,
