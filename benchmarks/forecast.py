@@ -121,7 +121,10 @@ def main() -> None:
     assert len(points) >= COUNT - 2, "calibration is not complete"
     rows = judged(subject, table, args.recipes, args.images, args.seed)
     found = summary(subject, Forecast(subject.profile, table, points, 1.0), rows)
-    (RESULTS / f"forecast-{subject.name}.json").write_text(json.dumps(found, indent=1))
+    path = RESULTS / f"forecast-{subject.name}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[f"seed {args.seed}"] = found
+    path.write_text(json.dumps(kept, indent=1))
     print(json.dumps(found, indent=1))
 
 

@@ -1,6 +1,6 @@
 """Sensitivity: tiers 0 and 1 against exact evaluation, in rank and in time, beside the ways other tools sweep layers.
 
-    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60] [--sweep]
+    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60] [--every 1] [--sweep]
 
 DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tiers 0
 and 1 see other images (96 and 64) than those. Times are processor seconds, so that a busy machine changes no ratio.
@@ -40,14 +40,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float) -> dict[str, np.ndarray]:
-    """Sums over the images so far, (cells,) each, with the prefix cached: change of cross-entropy ("loss"), its square,
-    that of every other chunk ("half"), right answers won ("hits") and the KL divergence of tier 1 ("kl").
+def exact_sweep(subject: Subject, x: Tensor, y: Tensor, minutes: float, every: int) -> dict[str, np.ndarray]:
+    """Sums over the images so far, (cells,) each, for every nth cell, with the prefix cached: change of cross-entropy
+    ("loss"), its square, that of every other chunk ("half"), right answers won ("hits"), tier 1's KL divergence ("kl").
 
     Kept after every chunk of images: a run stopped by `minutes` goes on where it was.
     """
     path = RESULTS / f"sensitivity-{subject.name}-exact.npz"
-    cells, end = settings(subject.profile), time.monotonic() + 60 * minutes
+    cells, end = settings(subject.profile)[::every], time.monotonic() + 60 * minutes
     names = np.array([f"{name} {technique} {level:g}" for (name, technique), level in cells])
     empty = {name: np.zeros(len(cells)) for name in ("loss", "squares", "half", "hits", "kl")} | {"cells": names}
     kept = dict(np.load(path)) if path.exists() else empty
@@ -162,7 +162,8 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     judge = subject.images(args.first, args.images)
     unseen = subject.images(args.first + args.images, 96)
     cells = settings(subject.profile)
-    swept = exact_sweep(subject, *judge, args.minutes)
+    judged = slice(None, None, args.every)
+    swept = exact_sweep(subject, *judge, args.minutes, args.every)
     loss, images = swept["loss"], int(swept["images"])
     ranked = rank_cells(subject.network, *unseen)
     tier0 = min(seconds(lambda: rank_cells(subject.network, *unseen)) for _ in range(3))
@@ -171,7 +172,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     start = time.process_time()
     table = measure_cells(subject.network, unseen[0][:64], None, path, {"model": subject.name})
     tier1 = time.process_time() - start - tier0
-    order = [(name, technique, level) for (name, technique), level in cells]
+    order = [(name, technique, level) for (name, technique), level in cells[judged]]
     worst, each = race(subject, judge[0][:CHUNK], unseen[0][:64])
     naive = rivals(subject, judge[0], each["uncached"])
     once, exact = each["tier 1"] * len(cells), each["cached"] * args.images * len(cells)
@@ -191,7 +192,8 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     }
     return {
         "model": subject.name,
-        "cells": len(cells), "images": images, "seconds_scaled_to_images": args.images, "spearman": ranks,
+        "cells": len(cells), "cells_judged": len(order), "images": images, "seconds_scaled_to_images": args.images,
+        "spearman": ranks,
         "tier0_s": tier0, "tier1_s": tier1, "tier1_by_turns_s": once, "cached_exact_s": exact, "others_s": naive,
         "limits_of_spearman": limits(swept, scores["tier 1: KL, 64 images"]),
         "prefix_cache": {"largest_difference": worst, "times_faster": each["uncached"] / each["cached"]},
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop the exact sweep after so long; run again")
+    parser.add_argument("--every", type=int, default=1, help="judge by every nth cell: for deep networks")
     parser.add_argument("--sweep", action="store_true", help="only go on with the exact sweep")
     parser.add_argument("--first", type=int, default=0, help="first image, in a fixed permutation of the test images")
     parser.add_argument("--threads", type=int, default=1)
@@ -214,7 +217,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     subject = open_subject(args.model, args.data)
     if args.sweep:
-        exact_sweep(subject, *subject.images(args.first, args.images), args.minutes)
+        exact_sweep(subject, *subject.images(args.first, args.images), args.minutes, args.every)
         return
     found = report(subject, args)
     (RESULTS / f"sensitivity-{found['model']}.json").write_text(json.dumps(found, indent=1))

@@ -26,13 +26,14 @@ from core.engine.perturb import (
     to_matrix,
     weight_of,
 )
-from core.engine.sensitivity import measure_cells, rank_cells, rows_of, settings
+from core.engine.sensitivity import enough_images, measure_cells, rank_cells, rows_of, settings
 from core.engine.techniques import factorize
 from core.errors import Cancelled
 from core.layers import Feed, Group, Layer, Profile
 from core.options import Factorize
 from core.ranks import spatial_rank
 from core.sensitivity_table import LEVELS, read_lines, read_table
+from tests.profiles import resnet
 
 
 class Net(nn.Module):
@@ -254,6 +255,12 @@ def test_measures_by_hand_and_without_labels(net: Net, network: Network, tmp_pat
     assert {c.kl for c in blind.cells.values()} == {c.kl for c in table.cells.values()}
     assert all(c.accuracy_loss is None and c.fisher is not None for c in blind.cells.values())
     assert table.progress(len(settings(PROFILE))) == 1.0
+
+
+def test_a_deeper_network_is_measured_on_fewer_images_but_never_on_few() -> None:
+    """Cells and what each runs again grow with depth: with images held, time would grow with its square."""
+    counts = {len(p.tunable): enough_images(p) for p in map(resnet, (1, 3, 9, 18))}
+    assert counts == {10: 64, 22: 64, 58: 24, 112: 16}
 
 
 def test_it_goes_on_where_it_was_stopped(network: Network, tmp_path: Path) -> None:
