@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.subjects import Subject, open_subject
+from benchmarks.subjects import Subject, add_subject, open_subject
 from core.choices import KINDS, Choices
 from core.engine.calibrate import answers, lost, measure_plan, mend
 from core.engine.sensitivity import rank_cells
@@ -129,15 +129,14 @@ def repaired(subject: Subject, plan: Plan, x: Tensor, y: Tensor, before: Tensor)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
+    add_subject(parser)
     parser.add_argument("--images", type=int, default=4000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = read_table(RESULTS / f"sensitivity-{args.model.stem}.jsonl")
     if table is None:
         raise SystemExit("Run benchmarks.sensitivity on this model first.")
-    subject = open_subject(args.model, args.data)
+    subject = open_subject(args.model, args.data, args.mean, args.std)
     rows = list(compare(subject, table, args.images))
     (RESULTS / f"allocation-{subject.name}.json").write_text(json.dumps(rows, indent=1))
 

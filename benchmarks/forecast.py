@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.subjects import Subject, open_subject
+from benchmarks.subjects import Subject, add_subject, open_subject
 from core.calibration import NEAR, Point
 from core.engine.calibrate import answers, calibrate, measure_plan
 from core.engine.calibration_plans import COUNT, RANGE, random_plan
@@ -105,8 +105,7 @@ def left_out(forecast: Forecast) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
+    add_subject(parser)
     parser.add_argument("--recipes", type=int, default=60)
     parser.add_argument("--images", type=int, default=7250)
     parser.add_argument("--seed", type=int, default=0)
@@ -116,7 +115,7 @@ def main() -> None:
     table = read_table(RESULTS / f"sensitivity-{args.model.stem}.jsonl")
     if table is None:
         raise SystemExit("Run benchmarks.sensitivity on this model first.")
-    subject = open_subject(args.model, args.data)
+    subject = open_subject(args.model, args.data, args.mean, args.std)
     points = calibrated(subject, table, args.repaired)
     assert len(points) >= COUNT - 2, "calibration is not complete"
     rows = judged(subject, table, args.recipes, args.images, args.seed)

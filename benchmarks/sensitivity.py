@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from benchmarks.subjects import Subject, open_subject
+from benchmarks.subjects import Subject, add_subject, open_subject
 from core.engine.perturb import least_important, perturb, swapped
 from core.engine.replay import Replay
 from core.engine.sensitivity import compare, measure_cells, rank_cells, settings
@@ -204,8 +204,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
+    add_subject(parser)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop the exact sweep after so long; run again")
     parser.add_argument("--every", type=int, default=1, help="judge by every nth cell: for deep networks")
@@ -215,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     RESULTS.mkdir(exist_ok=True)
-    subject = open_subject(args.model, args.data)
+    subject = open_subject(args.model, args.data, args.mean, args.std)
     if args.sweep:
         exact_sweep(subject, *subject.images(args.first, args.images), args.minutes, args.every)
         return

@@ -6,6 +6,8 @@ one fixed permutation.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.cards import ModelCard
+from core.cards import NORMALIZATIONS, ModelCard
 from core.engine.data import Data, Images, make_data, to_tensor
 from core.engine.models import Model, open_model
 from core.engine.perturb import Network, describe
 from core.engine.profile import profile
 from core.layers import Profile
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HELD = 500
+IMAGENET = dict(zip(("mean", "std"), NORMALIZATIONS["ImageNet"], strict=True))
+HELD, HELD_SHARE = 500, 0.25
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Subject:
     name: str
     model: Model
     network: Network
-    data: Data  # what the techniques themselves look at: HELD images without labels
+    data: Data  # what the techniques themselves look at: the images held back, without labels
     x: np.ndarray  # (n, h, w, c) uint8
     y: np.ndarray
 
@@ -53,13 +55,24 @@ class Subject:
         return to_tensor(self.x[part], self.card), torch.from_numpy(self.y[part])
 
 
-def open_subject(file: Path, data: Path) -> Subject:
-    """The last HELD images of the order are kept for what the techniques themselves look at."""
-    model = open_model({"kind": "file", "path": str(file), **IMAGENET})
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a model, its images and how their pixels are scaled."""
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument(
+        "--mean", type=float, nargs="+", default=IMAGENET["mean"], help="of the training pixels in [0, 1]"
+    )
+    parser.add_argument("--std", type=float, nargs="+", default=IMAGENET["std"])
+
+
+def open_subject(file: Path, data: Path, mean: Sequence[float], std: Sequence[float]) -> Subject:
+    """The last images of the order are kept for what the techniques themselves look at: HELD, or a share of a few."""
+    model = open_model({"kind": "file", "path": str(file), "mean": mean, "std": std})
     arrays = np.load(data)
     order = np.random.default_rng(0).permutation(len(arrays["x_test"]))
     x, y = arrays["x_test"][order], arrays["y_test"][order].astype(np.int64)
-    few = Images(x[-HELD:], None)
+    held = min(HELD, round(HELD_SHARE * len(x)))
+    few = Images(x[-held:], None)
     network = describe(model.module, model.card, profile(model, file), few)
-    data = Data(make_data(file.stem, few, few, model.card.classes).card, few, few, few, few)
-    return Subject(file.stem, model, network, data, x[:-HELD], y[:-HELD])
+    split = Data(make_data(file.stem, few, few, model.card.classes).card, few, few, few, few)
+    return Subject(file.stem, model, network, split, x[:-held], y[:-held])
