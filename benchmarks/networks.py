@@ -1,4 +1,4 @@
-"""Networks whose checkpoints come without their code, as ONNX and images that the studio and the benchmarks open.
+"""A network whose checkpoint comes without its code, as ONNX and images that the studio and the benchmarks open.
 
     python -m benchmarks.networks DS_CNN.pth MFCC.npz OUT/ds_cnn_kws.onnx OUT/kws.npz [--pool 300]
 

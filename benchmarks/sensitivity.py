@@ -143,7 +143,7 @@ def cut_and_test(subject: Subject, x: Tensor, group: str, ratio: float) -> None:
 def rivals(subject: Subject, x: Tensor, each: float, every: int = 10) -> dict[str, float]:
     """Processor seconds of other tools' sweeps over images x; `each` is what one cell takes for one image, uncached."""
     cells, few = settings(subject.profile), x[:CHUNK]
-    channels = [(key[0], level) for key, level in cells if key[1] == "prune_channels"]
+    channels = [(key[0], level) for key, level in cells if key[1] == "prune_channels" and level < 1]  # it keeps some
     cut = sum(
         seconds(lambda g=group, r=ratio: cut_and_test(subject, few, g, r)) for group, ratio in channels[::every]
     ) / max(1, len(channels[::every]))

@@ -11,9 +11,11 @@ from core.errors import ModelError
 from sample_models import weights_file
 from sample_models.cifar_resnet import CifarResNet
 from sample_models.lenet import LeNet
+from sample_models.mobilenet import SmallMobileNet
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "shapes_resnet20": lambda: CifarResNet(20),
+    "shapes_mobilenet": SmallMobileNet,
     "digits_lenet": LeNet,
     "cifar10_resnet20": lambda: CifarResNet(20),
 }

@@ -49,6 +49,14 @@ TRAININGS = {
         (0.25, 0.25, 0.25),
         (Plan(epochs=12, learning_rate=0.1, batch_size=64, schedule="onecycle", flip=True, averaging=0.99),),
     ),
+    "shapes_mobilenet": Training(
+        "shapes",
+        "MobileNetV2 on Shapes",
+        "Ten shapes, 32×32 colour, by depthwise convolutions: small already, and harder to make smaller.",
+        (0.5, 0.5, 0.5),
+        (0.25, 0.25, 0.25),
+        (Plan(epochs=20, learning_rate=0.1, batch_size=64, schedule="onecycle", flip=True, averaging=0.99),),
+    ),
     "digits_lenet": Training(
         "digits",
         "LeNet on Digits",
