@@ -135,7 +135,7 @@ def _dial(entry: Technique, step: Step) -> dict[str, Any] | None:
 def original(profile: Profile) -> dict[str, Any]:
     """What the model costs before any step."""
     cost = costs(profile, Recipe())
-    return {"params": cost.params, "macs": cost.macs, "weight_bytes": cost.weight_bytes}
+    return {key: getattr(cost, key) for key in ("params", "macs", "weight_bytes", "peak_bytes")}
 
 
 @lru_cache(maxsize=4)
@@ -149,7 +149,8 @@ def cost_profile(profile: Profile) -> dict[str, Any]:
         {"name": g.name, "channels": g.channels, "layers": g.layers, "branch": g.branch, "blocked": bool(g.blocked)}
         for g in profile.groups
     ]
-    return {"layers": layers, "groups": groups}
+    operators = [[x.kind, x.reads, x.size, x.layer, x.channels, x.answer] for x in profile.operators]
+    return {"layers": layers, "groups": groups, "operators": operators}
 
 
 @lru_cache(maxsize=16)  # the same on every release of a slider

@@ -11,10 +11,12 @@ of any pruned model are exact sums over these records, without a tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import floor
 from typing import Any
+
+from core.liveness import Operator
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Profile:
     peak_bytes: int  # most activation memory alive at once, float32, batch 1
     file_bytes: int  # the original file
     latency_ms: float | None = None  # the whole file, batch 1, one thread, median
+    operators: tuple[Operator, ...] = field(default=(), hash=False)  # of the exported file; none in an old profile
 
     @cached_property
     def tunable(self) -> tuple[Layer, ...]:
@@ -117,7 +120,11 @@ class Profile:
         )
         lists = ("layers", "branch")  # a profile from before branches were known is read without them
         groups = tuple(Group(**{**row, **{k: tuple(row.get(k, ())) for k in lists}}) for row in values["groups"])
-        return cls(**{**values, "layers": layers, "groups": groups})
+        operators = tuple(
+            Operator(kind, tuple(reads), size, layer, tuple((g, each) for g, each in channels), *more)
+            for kind, reads, size, layer, channels, *more in values.get("operators", ())  # an old profile has none
+        )
+        return cls(**{**values, "layers": layers, "groups": groups, "operators": operators})
 
 
 def kept_channels(channels: int, ratio: float, multiple: int) -> int:

@@ -19,7 +19,8 @@ const three = (x) => { const digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10
 const scaled = (x, units) => { const [size, unit] = units.find(([s]) => x >= s) || units.at(-1); return `${size > 1 ? three(x / size) : Math.round(x)} ${unit}`.trim(); };
 const count = (x) => scaled(x, [[1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]);
 const bytes = (x) => scaled(x, [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB'], [1, 'B']]);
-const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes]];
+const BADGES = { peak_bytes: 'The largest sum of tensors alive at once when operators run in the file’s order, for one image. Exact in float; predicted where layers compute in int8.' };
+const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes], ['peak_bytes', 'Peak memory', bytes]];
 
 export default function ({ data: [data], parentElement, setStateValue }) {
   const root = parentElement.querySelector('.lt');
@@ -57,7 +58,7 @@ function result(row, cost) {
 
 function build(root, data) {
   const table = { ident: data.ident, root, rev: null, own: {}, locked: new Set(), timer: 0 };
-  table.figures = FIGURES.map(([key, label, format]) => figure(key, label, format));
+  table.figures = FIGURES.filter(([key]) => data.original[key] !== null).map(([key, label, format]) => figure(key, label, format));
   table.live = root.querySelector('.live');
   table.all = allRow(table, data, root.querySelector('.all'));
   root.querySelector('.figures').replaceChildren(...table.figures.map((f) => f.node));
@@ -85,7 +86,7 @@ function watch(table, scroller) {
 
 function figure(key, label, format) {
   const value = el('b'), was = el('span', { class: 'was' }), change = el('span', { class: 'change' });
-  const badge = el('span', { class: 'badge', title: 'Exact: counted from the shapes of the layers. Predicted: a step ranks the whole network, so only a run knows each share.' }, 'exact');
+  const badge = el('span', { class: 'badge', title: BADGES[key] ?? 'Exact: counted from the shapes of the layers. Predicted: a step ranks the whole network, so only a run knows each share.' }, 'exact');
   const node = el('div', { class: 'figure', role: 'group', 'aria-label': label }, el('span', { class: 'label' }, label, badge), value, el('span', { class: 'line' }, change, was));
   return { key, format, label, node, value, was, change, badge };
 }
@@ -184,7 +185,7 @@ function commit(table, pause) {
   table.rows.forEach((row) => paintRow(table, row));
   table.timer = setTimeout(() => {
     if (rev !== table.rev) return; // Python changed the recipe meanwhile
-    write(table.live, FIGURES.map(([key, label, format]) => `${label} ${format(table.cost[key])}`).join(', '));
+    write(table.live, table.figures.map((f) => `${f.label} ${f.value.textContent}`).join(', '));
     table.emit({ rev, value: table.value, layers: { ...table.own } });
   }, pause);
 }
@@ -202,13 +203,14 @@ function paint(table, wanted = () => true) {
   const { data } = table;
   table.cost = costs(data.profile, stepsNow(table));
   table.figures.forEach((f) => {
-    const now = table.cost[f.key], before = data.original[f.key];
-    const change = before ? 100 * (now / before - 1) : 0;
-    write(f.value, f.format(now));
+    const now = table.cost[f.key], before = data.original[f.key], exact = f.key === 'peak_bytes' ? table.cost.peak_exact : table.cost.exact;
+    const change = before && now !== null ? 100 * (now / before - 1) : 0;
+    write(f.value, now === null ? 'after a run' : f.format(now));
+    f.value.classList.toggle('later', now === null);
     write(f.was, `of ${f.format(before)}`);
-    write(f.badge, table.cost.exact ? 'exact' : 'predicted');
-    f.badge.classList.toggle('predicted', !table.cost.exact);
-    write(f.change, `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
+    write(f.badge, exact ? 'exact' : 'predicted');
+    f.badge.classList.toggle('predicted', !exact);
+    write(f.change, now === null ? '' : `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
   });
   table.root.classList.toggle('off', Boolean(data.dial) && !(table.touched || data.active));
   if (data.dial) paintAll(table);
