@@ -16,7 +16,9 @@ from app.why import coupling
 from core.candidate import Candidate
 from core.catalog import CATALOG, Technique, option_fields
 from core.errors import RecipeError
+from core.latency_table import LatencyTable
 from core.layers import Group, Layer, Profile, dial_for
+from core.paying import paying_widths
 from core.predict import costs
 from core.ranks import Shape, refusal
 from core.recipe import Recipe, Step
@@ -174,6 +176,17 @@ def layer_rows(profile: Profile, technique: str, multiple: int) -> list[dict[str
         }
         for layer in profile.tunable
     ]
+
+
+def paying_ratios(profile: Profile, times: LatencyTable, multiple: int, bits: float) -> dict[str, list[float]]:
+    """Group → the shares to remove that make it faster on this computer than any smaller share does."""
+    found = {}
+    for group in profile.groups:
+        if not group.blocked:
+            widths = paying_widths(profile, group.name, times, multiple, bits)
+            gone = [1.0] if group.branch else []
+            found[group.name] = [round(1 - width / group.channels, 4) for width in widths] + gone
+    return found
 
 
 def _tied(layer: Layer, group: Group | None, entry: Technique) -> str:

@@ -57,6 +57,7 @@ class Group:
     layers: tuple[str, ...]  # the layers that produce these channels, in order
     blocked: str = ""  # why no channel can be removed, as a sentence; "" when they can
     branch: tuple[str, ...] = ()  # the layers that disappear once it is empty; none where one channel has to stay
+    untraced: str = ""  # why no branch was even looked for, as a sentence
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def explain(profile: Profile, name: str, multiple: int = 8) -> str:
     if group.blocked:
         return f"{name} keeps its {layer.out_channels} channels. {group.blocked}{together}"
     gone = " At 100 % the whole residual branch disappears, and with it its time." if group.branch else ""
+    gone = gone or (group.untraced and f" {group.untraced}")
     if group.channels <= multiple:
         return (
             f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}{gone}"

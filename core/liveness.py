@@ -30,18 +30,29 @@ class Operator(NamedTuple):
     answer: bool = False  # its value is what the model gives
 
 
-def alive(operators: Sequence[Operator]) -> list[list[int]]:
-    """For every operator, the values that are in memory while it runs, as the operators that made them."""
+def readers_of(operators: Sequence[Operator]) -> list[list[int]]:
+    """For every operator, those that read its value, in order."""
     readers: list[list[int]] = [[] for _ in operators]
     for at, operator in enumerate(operators):
         for source in operator.reads:
             readers[source].append(at)
-    home = list(range(len(operators)))  # whose memory a value lies in
-    ends = [0] * len(operators)
+    return readers
+
+
+def homes(operators: Sequence[Operator]) -> list[int]:
+    """For every operator, the one in whose value's memory its own value lies."""
+    readers, home = readers_of(operators), list(range(len(operators)))
     for at, operator in enumerate(operators):
         if operator.kind in IN_PLACE and not operator.integer:
             free = (r for r in operator.reads if readers[r] == [at] and not operators[r].answer)
             home[at] = next((home[r] for r in free if operators[home[r]].size == operator.size), at)
+    return home
+
+
+def alive(operators: Sequence[Operator]) -> list[list[int]]:
+    """For every operator, the values that are in memory while it runs, as the operators in whose memory they lie."""
+    readers, home, ends = readers_of(operators), homes(operators), [0] * len(operators)
+    for at, operator in enumerate(operators):
         last = len(operators) if operator.answer else max(readers[at], default=at)
         ends[home[at]] = max(ends[home[at]], last)
     found, now = [], list[int]()

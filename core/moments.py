@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.allocate import Item
 from core.layers import Profile
-from core.liveness import Operator, alive
+from core.liveness import Operator, alive, homes, readers_of
 from core.memory import operators_after
 from core.network import Network
 from core.predict import split_layer
@@ -62,12 +62,11 @@ def moments_of(profile: Profile, net: Network) -> Moments:
         fixed[at] = operator.size - sum(per * net.width[group] for group, per in operator.channels)
         for group, per in operator.channels:
             each[at, column[group]] += per
-    at_once, lasts = np.zeros((len(operators), len(operators))), np.ones_like(each)
-    for at, places in enumerate(alive(operators)):
-        at_once[at, places] = 1
-    for group in profile.groups:
-        branch = {part.name for layer in group.branch for part in net.parts[layer]}
-        lasts[sorted(_gone_with(branch, operators)), column[group.name]] = 0
+    found = _by_branch(profile, net, operators)
+    at_once, lasts = np.zeros((len(found), len(operators))), np.ones((len(found), len(column)))
+    for row, (places, ends) in enumerate(found):
+        at_once[row, sorted(places)] = 1
+        lasts[row, [column[group] for group in ends]] = 0
     rows = np.unique(np.column_stack([at_once @ fixed, at_once @ each, lasts]), axis=0)
     within = np.all(rows[:, None] <= rows[None], axis=2)  # (m, m); they are unique, so that none is so both ways
     rows, split = rows[within.sum(1) == 1], 1 + len(column)
@@ -76,14 +75,34 @@ def moments_of(profile: Profile, net: Network) -> Moments:
     return Moments(tuple(column), rows[:, 0], rows[:, 1:split], 1 - rows[:, split:], widths, channels)
 
 
+def _by_branch(
+    profile: Profile, net: Network, operators: Sequence[Operator]
+) -> list[tuple[frozenset[int], frozenset[str]]]:
+    """Every moment as what is in memory, and the groups each of which ends it by being empty. Where the branch that
+    goes with one frees only some of what is in memory, the rest is a moment of its own."""
+    home, found = homes(operators), []
+    gone = {
+        group.name: _gone_with({part.name for layer in group.branch for part in net.parts[layer]}, operators)
+        for group in profile.groups
+        if group.branch
+    }
+    for at, places in enumerate(alive(operators)):
+        now = [(frozenset(places), frozenset[str]())]
+        for group, lost in gone.items():
+            held = {home[v] for v in range(at + 1) if v not in lost}  # an operator that stays may write where one goes
+            freed = lost - held
+            split = [(kept - freed, ends) for kept, ends in now if at not in lost and kept & freed]
+            now = [(kept, ends | {group} if at in lost or kept & freed else ends) for kept, ends in now] + split
+        found += now
+    return found
+
+
 def _gone_with(branch: Collection[str], operators: Sequence[Operator]) -> set[int]:
     """The operators that are not run once these layers are gone."""
     empty: set[int] = set()
     gone: set[int] = set()
-    readers: list[list[int]] = [[] for _ in operators]
+    readers = readers_of(operators)
     for at, x in enumerate(operators):
-        for source in x.reads:
-            readers[source].append(at)
         if x.layer in branch or (x.reads and empty.issuperset(x.reads)):
             empty.add(at)
         elif x.kind == "Add" and empty.intersection(x.reads):

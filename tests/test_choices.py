@@ -15,7 +15,7 @@ from core.plan import key_levels, plan_rows, steps_of
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Cell, SensitivityTable
-from tests.forecasts import make_table
+from tests.forecasts import make_table as full_table
 from tests.profiles import resnet
 
 
@@ -186,7 +186,7 @@ def test_a_budget_may_remove_a_whole_branch_and_counts_it_exactly() -> None:
 def test_peak_memory_is_a_budget_of_every_moment() -> None:
     """One inner width a block, stem 16 of 32 x 32: the best plan of all that keep within, found by trying them all."""
     profile = resnet(1)
-    made = Choices(profile, make_table(profile), {"prune_channels": (0.5,)})
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.5,)})
     names = [g.name for g in profile.groups if (g.name, "prune_channels") in made.table.curves]
     full = made.peak_of({})
     for share in (0.9, 0.67, 0.5, 0.3):
@@ -202,7 +202,7 @@ def test_peak_memory_is_a_budget_of_every_moment() -> None:
 
 def test_the_peak_of_a_plan_is_that_of_its_recipe() -> None:
     profile = resnet(3)
-    made = Choices(profile, make_table(profile), {"prune_channels": (0.25, 0.5)})
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.25, 0.5)})
     plan = {("conv1", "prune_channels"): 0.25, ("layer1.1.conv1", "prune_channels"): 1.0}
     plan |= {("layer2.0.conv2", "factorize"): 0.5, ("layer1.0.conv1", "quantize"): 8.0}
     assert made.peak_of(plan) == costs(profile, Recipe(steps_of(plan))).peak_bytes
@@ -211,7 +211,7 @@ def test_the_peak_of_a_plan_is_that_of_its_recipe() -> None:
 
 def test_memory_and_macs_at_once() -> None:
     profile = resnet(3)
-    made = Choices(profile, make_table(profile), {"prune_channels": (0.25, 0.5, 0.75)})
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.25, 0.5, 0.75)})
     budgets = {"peak_bytes": 0.7 * made.peak_of({}), "macs": 0.4 * profile.macs}
     found = made.spend(budgets)
     assert found.costs[0] <= budgets["macs"]

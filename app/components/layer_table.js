@@ -3,6 +3,7 @@
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
 const LOCK = '<svg viewBox="0 0 16 16" aria-hidden="true"><rect x="3" y="7" width="10" height="7" rx="1.5"/><path d="M5.2 7V5a2.8 2.8 0 0 1 5.6 0v2" fill="none"/></svg>';
+const MOST_TICKS = 24; // more would be a line
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
 
 const el = (tag, attributes = {}, ...children) => {
@@ -104,12 +105,13 @@ function allRow(table, data, box) {
   if (!data.dial) return box.replaceChildren();
   const all = { text: el('output', { class: 'value' }), reset: el('button', { type: 'button', class: 'reset' }, 'All follow') };
   const label = el('span', { class: 'label', title: data.dial.help }, 'All layers');
+  all.snap = el('label', { class: 'snap', title: 'Each layer’s slider stops at the marked widths. Between them this computer gains no time (predicted from its measured times).', hidden: !data.paying }, all.snaps = el('input', { type: 'checkbox', checked: true }), 'Only widths that pay');
   if (hasSlider(data.dial)) all.input = slider(data.dial, `${data.dial.title}, all layers`);
   else all.input = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `${data.dial.title}, all layers` });
   all.input.oninput = () => { const d = table.data.dial; edit(table, () => { table.value = hasSlider(d) ? valueAt(d, all.input.value) : all.input.checked ? d.on : d.neutral; }); };
   all.reset.onclick = () => { edit(table, () => { table.own = {}; }); commit(table, 0); };
   listen(table, all.input);
-  box.replaceChildren(label, all.input, all.text, all.reset);
+  box.replaceChildren(label, all.input, all.text, all.reset, all.snap);
   return all;
 }
 
@@ -133,7 +135,9 @@ function layerRow(table, row, data) {
   r.lock.innerHTML = LOCK;
   for (const control of [r.input, r.on, r.follow, r.lock]) if (control) control.disabled = Boolean(row.reason);
   const set = (value) => edit(table, () => { if (value === undefined) delete table.own[row.key]; else table.own[row.key] = value; });
-  if (r.input) { r.input.oninput = () => set(valueAt(dial, r.input.value)); listen(table, r.input); }
+  if (r.input) { r.input.oninput = () => set(snapped(table, r, valueAt(dial, r.input.value))); listen(table, r.input); }
+  const ticks = row.reason ? [] : data.paying?.[row.key] ?? [];
+  r.ticks = el('span', { class: 'ticks', 'aria-hidden': 'true' }, ...(ticks.length > MOST_TICKS ? [] : ticks).map((at) => el('i', { style: `--at:${at}` })));
   r.on.oninput = () => { set(!r.on.checked ? dial.neutral : table.value === dial.neutral ? dial.on : undefined); };
   listen(table, r.on);
   r.follow.onclick = () => { set(undefined); commit(table, 0); (r.input || r.on).focus(); };
@@ -142,8 +146,17 @@ function layerRow(table, row, data) {
     table.rows.forEach((other) => paintRow(table, other));
     table.emitLocks([...table.locked]);
   };
-  r.node.append(cell('dial', ...(r.input ? [r.input] : [])), cell('number', r.value, r.follow, r.lock), r.width, cell('on', r.on));
+  r.node.append(cell('dial', ...(r.input ? [r.input, r.ticks] : [])), cell('number', r.value, r.follow, r.lock), r.width, cell('on', r.on));
   return r;
+}
+
+// A layer's slider stops where this computer gains time: at the nearest such share, or by a key at the next one.
+function snapped(table, row, value) {
+  const stops = table.all.snaps.checked ? table.data.paying?.[row.key] : null;
+  if (!stops) return value;
+  const before = valueOf(table, row), next = value > before ? stops.find((x) => x > before) : stops.findLast((x) => x < before);
+  if (table.typed && next !== undefined) return next;
+  return stops.reduce((best, x) => (Math.abs(x - value) < Math.abs(best - value) ? x : best), stops[0]);
 }
 
 // What the layer's setting costs by itself: read between the points that Python sent.
