@@ -19,7 +19,7 @@ from app.state import State
 from app.tune_view import change
 from core.budget import Gain, Offer, allocated, gains, least_share, measured, uniform
 from core.catalog import CATALOG
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.errors import StudioError
 from core.forecast import Forecast
 from core.latency_table import LatencyTable
@@ -27,12 +27,14 @@ from core.layers import Profile
 from core.plan import plan_of
 from core.recipe import Recipe
 from core.sensitivity_table import LEVELS
+from core.spending import KINDS, PEAK
 
-TITLES = {"macs": "MACs", "weight_bytes": "Weights", "latency_ms": "Latency"}
+TITLES = {"macs": "MACs", "weight_bytes": "Weights", "latency_ms": "Latency", PEAK: "Peak memory"}
 WORDS: dict[str, Callable[[float], str]] = {
     "macs": lambda x: tables.count(x, "MACs"),
     "weight_bytes": tables.size,
     "latency_ms": lambda ms: tables.milliseconds(ms) if ms >= 0.01 else f"{tables.three(1000 * ms)} µs",
+    PEAK: tables.size,
 }
 WAYS = {  # what a budget may change: name → (technique as it is measured, its levels)
     "Channels": ("prune_channels", LEVELS["prune_channels"]),
@@ -44,8 +46,14 @@ MAY = {
     "macs": ("Channels", "Ranks"),
     "weight_bytes": ("Channels", "Ranks", "int8", "4-bit weights"),
     "latency_ms": ("Channels", "Ranks", "int8"),
+    PEAK: ("Channels",),
 }
-FIRST = {"macs": ("Channels",), "weight_bytes": ("Channels", "int8"), "latency_ms": ("Channels", "int8")}
+FIRST = {
+    "macs": ("Channels",),
+    "weight_bytes": ("Channels", "int8"),
+    "latency_ms": ("Channels", "int8"),
+    PEAK: ("Channels",),
+}
 ALL = {**dict(WAYS.values()), "prune_weights": LEVELS["prune_weights"], "quantize": (8.0,)}
 PREDICTED = inline_badge("predicted")  # for the plans that were tried too: they were chosen by it, and not exported
 NOTHING = 0.001  # of the original's cost: below it a change is free
@@ -61,19 +69,36 @@ def panel(now: State, profile: Profile, known: Forecast | None, table: LatencyTa
         if not box.open:
             return
         kinds = [kind for kind in KINDS if kind != "latency_ms" or table]
+        kinds += [PEAK] if profile.operators else []
         with st.container(horizontal=True, vertical_alignment="center"):
             kind = st.segmented_control(
                 "Budget of", kinds, default=kinds[0], required=True, key="budget-of", format_func=TITLES.__getitem__
             )
             key = f"share-{now.model}-{kind}"
-            before = now.budgets.setdefault(key, (100, FIRST[kind]))
+            before = now.budgets.setdefault(key, (100, FIRST[kind], "", 100))
             ways = st.pills("May change", MAY[kind], selection_mode="multi", default=before[1], key=f"ways-{key}")
-        label = f"{TITLES[kind]}, at most % of the original's"
-        share = st.slider(label, 5, 100, before[0], key=key, format="%d %%")
-        if (share, tuple(ways)) != before:  # not a callback: Streamlit may call one for a widget that nobody touched
-            now.budgets[key] = (share, tuple(ways))
-            _spend(now, choices(now, profile, known, table, ways), known, kind, share / 100)
-        _show_offers(now, kind, known)
+        share = _share(kind, before[0], key)
+        also, cap = _second(kind, kinds, before[2:], key)
+        limits = {kind: share / 100} | ({also: cap / 100} if also else {})
+        asked = (share, tuple(ways), also if cap < 100 or also == before[2] else before[2], cap)
+        if asked != before:  # not a callback: Streamlit may call one for a widget that nobody touched
+            _spend(now, choices(now, profile, known, table, ways), known, limits)
+        now.budgets[key] = (share, tuple(ways), also, cap)
+        _show_offers(now, limits, known)
+
+
+def _share(kind: str, value: int, key: str) -> int:
+    return st.slider(f"{TITLES[kind]}, at most % of the original's", 5, 100, value, key=key, format="%d %%")
+
+
+def _second(kind: str, kinds: list[str], before: tuple[str, int], key: str) -> tuple[str, int]:
+    """What else is limited, "" for nothing, and to how many percent."""
+    others = [other for other in kinds if other != kind]
+    key = f"also-{key}"
+    also = st.pills("And at the same time", others, default=before[0] or None, key=key, format_func=TITLES.__getitem__)
+    if not also:
+        return "", 100
+    return also, _share(also, before[1] if also == before[0] else 100, f"{key}-{also}")
 
 
 def choices(
@@ -86,7 +111,8 @@ def choices(
     held = {key: plan.get(key, float(CATALOG[key[1]].neutral)) for key in now.locks}
     others = {key: level for key, level in plan.items() if key[1] not in levels}
     open_choices = _open_choices(known, table, tuple((k, tuple(v)) for k, v in levels.items()), multiple)
-    return replace(open_choices, locked={**others, **held})
+    integers = not any(s.technique == "quantize_weights" for s in now.recipe.active)
+    return replace(open_choices, locked={**others, **held}, integers=integers)
 
 
 @st.cache_resource(
@@ -100,19 +126,20 @@ def _open_choices(
     return Choices(known.profile, known.table, dict(levels), latency=table, multiple=multiple)
 
 
-def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share: float) -> None:
+def _spend(now: State, open_choices: Choices, known: Forecast, limits: dict[str, float]) -> None:
     """All plans; the best, by prediction or by what it lost when it was tried, becomes the recipe."""
     now.offers = {}
     if not open_choices.levels:
         st.caption("Choose what the budget may change.")
         return
     try:
-        least = least_share(open_choices, kind)
-        if least > share:
-            st.caption(f"With these choices the smallest plan needs {least:.0%}.")
-            share = least * (1 + 1e-6)
+        for kind, share in limits.items():
+            least = least_share(open_choices, kind)
+            if least > share:
+                st.caption(f"With these choices the smallest plan needs {least:.0%} of {TITLES[kind]}.")
+                limits = {**limits, kind: least * (1 + 1e-6)}
         ways = {"Layer by layer": allocated, "Same share everywhere": uniform, "Best measured plan": measured}
-        found = {name: make(known, open_choices, now.recipe, kind, share) for name, make in ways.items()}
+        found = {name: make(known, open_choices, now.recipe, limits) for name, make in ways.items()}
     except StudioError as error:
         st.caption(str(error))
         return
@@ -121,16 +148,16 @@ def _spend(now: State, open_choices: Choices, known: Forecast, kind: str, share:
     change(now, lambda: better.recipe)
 
 
-def _show_offers(now: State, kind: str, known: Forecast) -> None:
+def _show_offers(now: State, limits: dict[str, float], known: Forecast) -> None:
     """The plans with what is predicted for each, while one of them is the recipe."""
     if not any(offer.recipe == now.recipe for offer in now.offers.values()):
         return
-    k = KINDS.index(kind)
     for name, offer in now.offers.items():
         used = offer.recipe == now.recipe
         with st.container(horizontal=True, vertical_alignment="center", key=f"offer-{name.partition(' ')[0]}"):
             tried = ", tried on validation images before any export" if offer.measured else ""
-            said = f"{_words(offer, known)}, {WORDS[kind](offer.costs[k])}{tried}"
+            costs = ", ".join(WORDS[kind](offer.cost(kind)) for kind in limits)
+            said = f"{_words(offer, known)}, {costs}{tried}"
             st.markdown(f"**{name}** {PREDICTED}  \n{said}", width="stretch")
             st.button(
                 "In use" if used else "Use",

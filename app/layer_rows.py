@@ -16,7 +16,9 @@ from app.why import coupling
 from core.candidate import Candidate
 from core.catalog import CATALOG, Technique, option_fields
 from core.errors import RecipeError
+from core.latency_table import LatencyTable
 from core.layers import Group, Layer, Profile, dial_for
+from core.paying import paying_widths
 from core.predict import costs
 from core.ranks import Shape, refusal
 from core.recipe import Recipe, Step
@@ -135,7 +137,7 @@ def _dial(entry: Technique, step: Step) -> dict[str, Any] | None:
 def original(profile: Profile) -> dict[str, Any]:
     """What the model costs before any step."""
     cost = costs(profile, Recipe())
-    return {"params": cost.params, "macs": cost.macs, "weight_bytes": cost.weight_bytes}
+    return {key: getattr(cost, key) for key in ("params", "macs", "weight_bytes", "peak_bytes")}
 
 
 @lru_cache(maxsize=4)
@@ -149,7 +151,8 @@ def cost_profile(profile: Profile) -> dict[str, Any]:
         {"name": g.name, "channels": g.channels, "layers": g.layers, "branch": g.branch, "blocked": bool(g.blocked)}
         for g in profile.groups
     ]
-    return {"layers": layers, "groups": groups}
+    operators = [[x.kind, x.reads, x.size, x.layer, x.channels, x.answer] for x in profile.operators]
+    return {"layers": layers, "groups": groups, "operators": operators}
 
 
 @lru_cache(maxsize=16)  # the same on every release of a slider
@@ -173,6 +176,17 @@ def layer_rows(profile: Profile, technique: str, multiple: int) -> list[dict[str
         }
         for layer in profile.tunable
     ]
+
+
+def paying_ratios(profile: Profile, times: LatencyTable, multiple: int, bits: float) -> dict[str, list[float]]:
+    """Group → the shares to remove that make it faster on this computer than any smaller share does."""
+    found = {}
+    for group in profile.groups:
+        if not group.blocked:
+            widths = paying_widths(profile, group.name, times, multiple, bits)
+            gone = [1.0] if group.branch else []
+            found[group.name] = [round(1 - width / group.channels, 4) for width in widths] + gone
+    return found
 
 
 def _tied(layer: Layer, group: Group | None, entry: Technique) -> str:

@@ -48,7 +48,8 @@ class State:
     revision: int = 0  # grows when the page, not the layer table, changed the recipe
     histories: dict[str, History] = field(default_factory=dict)
     held: dict[str, frozenset[Key]] = field(default_factory=dict)  # model → sliders that a budget leaves alone
-    budgets: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)  # slider → percent, what may change
+    budgets: dict[str, tuple[int, tuple[str, ...], str, int]] = field(default_factory=dict)
+    # slider → percent, what may change, what is limited too and to which percent
     offers: dict[str, Offer] = field(default_factory=dict)  # what the last budget can buy
     seen: dict[str, str] = field(default_factory=dict)  # job → status when last shown
     uploads: int = 0  # grows when the upload forms are to be emptied

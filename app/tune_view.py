@@ -78,6 +78,11 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
         step = place.step(now.recipe)
         about = (now.model, *forecast_view.stamps(now), step.technique, repr(step.record))
         data["slower"] = _slower(about, profile, times, step)
+        if data["dial"] and data["dial"]["name"] == layer_rows.COUPLING:
+            integers = any(s.technique == "quantize" and s.record.mode == "int8" for s in now.recipe.active)
+            about = (now.model, *forecast_view.stamps(now))
+            data["ident"] += f"|{integers}"
+            data["paying"] = _paying(about, profile, times, step.record.multiple, 8.0 if integers else 32.0)
     edit, locked_now = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
     if locked_now is not None:
         now.lock(technique, locked_now)
@@ -96,6 +101,13 @@ def _loss(about: tuple[object, ...], technique: str, _known: Forecast) -> dict[s
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _slower(about: tuple[object, ...], _profile: Profile, _times: LatencyTable, _step: Step) -> dict[str, Any]:
     return slower_data(_profile, _times, _step)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _paying(
+    about: tuple[object, ...], _profile: Profile, _times: LatencyTable, multiple: int, bits: float
+) -> dict[str, list[float]]:
+    return layer_rows.paying_ratios(_profile, _times, multiple, bits)
 
 
 def apply(now: State, place: Place, edit: Edit) -> bool:

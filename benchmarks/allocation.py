@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.subjects import Subject, add_subject, open_subject
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.engine.calibrate import answers, lost, measure_plan, mend
 from core.engine.sensitivity import rank_cells
 from core.sensitivity_table import Plan, SensitivityTable, read_table
+from core.spending import KINDS
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = 2250  # images before it were seen by the table or by calibration

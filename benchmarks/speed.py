@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from core.allocate import Item, allocate, front
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.forecast import Forecast, Point
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable
+from core.spending import KINDS
 from tests.forecasts import make_table, make_times
 from tests.profiles import resnet
 

@@ -69,7 +69,9 @@ def allocate(items: Sequence[Item], budgets: Sequence[float | None]) -> Allocati
     if bound.sum() == 1:
         column = int(np.flatnonzero(bound)[0])
         return _gather(items, _solve_one(items, column, float(ceiling[column])))
-    alone = [_gather(items, _solve_one(items, int(k), float(ceiling[k]))).loss for k in np.flatnonzero(bound)]
+    most = np.array([np.max(x.costs, axis=0) for x in items]).sum(0)
+    tightest = sorted(np.flatnonzero(bound), key=lambda k: -most[k] / max(ceiling[k], 1e-30))[:3]
+    alone = [_gather(items, _solve_one(items, int(k), float(ceiling[k]))).loss for k in tightest]
     return _gather(items, solve_several(items, ceiling, max(alone)))
 
 

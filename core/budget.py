@@ -1,4 +1,4 @@
-"""What a budget buys: the exact plan beside the same share everywhere, and the single changes that pay best.
+"""What budgets buy: the exact plan beside the same share everywhere, and the single changes that pay best.
 
 Losses add up only near the original, so the uniform plan always stands beside the allocated one, each with its own
 prediction, and so does the best of the plans that were measured whole. All of these only build recipes.
@@ -6,22 +6,26 @@ prediction, and so does the best of the plans that were measured whole. All of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 
 from core.calibration import CALIBRATION, Point
 from core.catalog import CATALOG
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.errors import RecipeError
 from core.forecast import Forecast, Prediction
 from core.layer_price import Costs
 from core.plan import measured_as, plan_of, repaired, steps_of, with_level, with_plan
 from core.recipe import Recipe
 from core.sensitivity_table import Key, Plan, severity
+from core.spending import KINDS, PEAK
 
 SHARES = tuple(i / 20 for i in range(20))  # of the channels, that a uniform plan may remove
 Z = 1.96  # standard errors of a 95 % interval
+Limits = Mapping[str, float]  # what is limited, of KINDS or peak memory → share of the original's cost
 LEAST_POINTS = 0.0005  # a gain below this share of the images is none
 
 
@@ -34,6 +38,10 @@ class Offer:
     costs: Costs  # in the order of KINDS
     prediction: Prediction
     measured: bool = False  # the accuracy is no prediction but was measured, with its 95 % interval
+    peak_bytes: float = inf
+
+    def cost(self, kind: str) -> float:
+        return self.peak_bytes if kind == PEAK else self.costs[KINDS.index(kind)]
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,24 @@ class Gain:
 
 def least_share(choices: Choices, kind: str) -> float:
     """What the smallest plan leaves of a cost, as a share of the original's."""
-    k = KINDS.index(kind)
+    k = 0 if kind == PEAK else KINDS.index(kind)  # what is narrowest takes least memory
     plan = {
         (x.name, x.technique): x.levels[min(range(len(x.levels)), key=lambda j: x.costs[j][k])]
         for x in choices.items(choices.locked)
     }
-    return choices.cost_of(plan)[k] / choices.cost_of({})[k]
+    return choices.of(kind, plan) / choices.of(kind, {})
 
 
-def allocated(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer:
-    """The plan of smallest summed KL within `share` of the original's cost. Raises StudioError when none fits."""
-    budget = share * choices.cost_of({})[KINDS.index(kind)]
-    found = choices.spend({kind: budget})
+def budgets_of(choices: Choices, limits: Limits) -> dict[str, float]:
+    """Shares of the original's costs as the costs themselves."""
+    return {kind: share * choices.of(kind, {}) for kind, share in limits.items()}
+
+
+def allocated(forecast: Forecast, choices: Choices, recipe: Recipe, limits: Limits) -> Offer:
+    """The plan of smallest summed KL within these shares of the original's costs. Raises StudioError if none fits."""
+    found = choices.spend(budgets_of(choices, limits))
     made = with_plan(recipe, _own(choices, found.levels), {t: float(CATALOG[t].neutral) for t in choices.levels})
-    return Offer(made, found.levels, found.costs, forecast.predict(made))
+    return Offer(made, found.levels, found.costs, forecast.predict(made), peak_bytes=choices.peak_of(found.levels))
 
 
 def _own(choices: Choices, plan: Plan) -> dict[Key, float]:
@@ -74,22 +86,22 @@ def _own(choices: Choices, plan: Plan) -> dict[Key, float]:
     return {key: level for key, level in plan.items() if key[1] in choices.levels}
 
 
-def uniform(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer | None:
+def uniform(forecast: Forecast, choices: Choices, recipe: Recipe, limits: Limits) -> Offer | None:
     """The same setting everywhere but where it is locked, of smallest summed KL; None if none fits."""
-    budget = share * choices.cost_of({})[KINDS.index(kind)]
+    budgets = budgets_of(choices, limits)
     dials = [t for t in choices.levels if t != "prune_channels"]
     best: tuple[float, Recipe, Plan] | None = None
     for picked in product(*((float(CATALOG[t].neutral), *choices.levels[t]) for t in dials)):
-        found = _least_removed(choices, recipe, kind, budget, dict(zip(dials, picked, strict=True)))
+        found = _least_removed(choices, recipe, budgets, dict(zip(dials, picked, strict=True)))
         if found and (best is None or found[0] < best[0]):
             best = found
     if best is None:
         return None
     _, made, plan = best
-    return Offer(made, plan, choices.cost_of(plan), forecast.predict(made))
+    return Offer(made, plan, choices.cost_of(plan), forecast.predict(made), peak_bytes=choices.peak_of(plan))
 
 
-def measured(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, share: float) -> Offer | None:
+def measured(forecast: Forecast, choices: Choices, recipe: Recipe, limits: Limits) -> Offer | None:
     """Of the plans that calibration measured whole, the one within the budget that lost least; None where none fits.
 
     Among them are uniform and weight-error plans, which are better where the sum of losses fails. A recipe that also
@@ -97,9 +109,8 @@ def measured(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, sh
     """
     if any(measured_as(step.technique) not in choices.levels for step in recipe.active):
         return None
-    k = KINDS.index(kind)
-    budget = share * choices.cost_of({})[k] * (1 + 1e-9)
-    found: list[tuple[Point, Recipe, Plan, Costs]] = []
+    budgets = budgets_of(choices, limits)
+    found: list[tuple[Point, Recipe, Plan]] = []
     for point in forecast.points:
         plan = point.plan
         if plan is None or point.source != CALIBRATION or not {key[1] for key in plan} <= set(choices.levels):
@@ -107,19 +118,25 @@ def measured(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, sh
         if any(plan.get(key, CATALOG[key[1]].neutral) != level for key, level in choices.locked.items()):
             continue
         with suppress(RecipeError):  # bits that only weights can have
-            made, costs = Recipe(steps_of(plan)), choices.cost_of(plan)
-            if costs[k] <= budget and repaired(made) == point.repaired:
-                found.append((point, made, plan, costs))
+            made = Recipe(steps_of(plan))
+            if _keeps(choices, plan, budgets) and repaired(made) == point.repaired:
+                found.append((point, made, plan))
     if not found:
         return None
-    point, made, plan, costs = min(found, key=lambda row: row[0].drop)
+    point, made, plan = min(found, key=lambda row: row[0].drop)
     value = forecast.baseline - point.drop
     low, high = (min(1.0, max(0.0, value + side * Z * point.error)) for side in (-1, 1))
-    return Offer(made, plan, costs, Prediction(value, low, high, point.kl, False), measured=True)
+    prediction = Prediction(value, low, high, point.kl, False)
+    return Offer(made, plan, choices.cost_of(plan), prediction, measured=True, peak_bytes=choices.peak_of(plan))
+
+
+def _keeps(choices: Choices, plan: Plan, budgets: Mapping[str, float]) -> bool:
+    costs = choices.cost_of(plan)
+    return all(choices.of(kind, plan, costs) <= budget * (1 + 1e-9) for kind, budget in budgets.items())
 
 
 def _least_removed(
-    choices: Choices, recipe: Recipe, kind: str, budget: float, everywhere: dict[str, float]
+    choices: Choices, recipe: Recipe, budgets: Mapping[str, float], everywhere: dict[str, float]
 ) -> tuple[float, Recipe, Plan] | None:
     """(summed KL, recipe, plan) of the smallest share of channels whose removal fits; None if none does."""
     widths = "prune_channels" in choices.levels
@@ -129,7 +146,7 @@ def _least_removed(
         dials = {**everywhere, "prune_channels": SHARES[middle]} if widths else everywhere
         made = with_plan(recipe, _own(choices, choices.locked), dials)
         plan, _ = plan_of(choices.profile, made)
-        if choices.cost_of(plan)[KINDS.index(kind)] <= budget * (1 + 1e-9):
+        if _keeps(choices, plan, budgets):
             found, high = (choices.loss_of(plan), made, plan), middle - 1
         else:
             low = middle + 1

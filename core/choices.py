@@ -1,31 +1,29 @@
 """The choices that a budget is spent on: each group's width and each layer's rank and bits, with what they cost.
 
 Costs are exact for any one plan. Between plans they are products (a layer's MACs are its input width times its output
-width), so options are priced around the current plan, the knapsack is solved, and prices are taken anew until the plan
-stands: exact at once where no two open groups meet in one layer. Elsewhere the few groups that meet many others
-are then moved one level at a time.
+width), so options are priced around the current plan (`core/spending.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.allocate import Allocation, Item, allocate, front
+from core.allocate import Allocation, Item, front
 from core.catalog import CATALOG
-from core.errors import StudioError
 from core.latency_table import LatencyTable
 from core.layer_price import Costs, price
 from core.layers import Layer, Profile, kept_channels
-from core.meetings import hubs, neighbours, touched
+from core.meetings import neighbours, touched
+from core.memory import peak_after
+from core.moments import Moments, moments_of, network_of
 from core.predict import shape_of
 from core.ranks import refusal
 from core.sensitivity_table import Key, Plan, SensitivityTable
+from core.spending import KINDS, PEAK, spend
 
-KINDS = ("macs", "weight_bytes", "latency_ms")  # what a budget can limit
-ROUNDS = 6  # of pricing
 MOST = 20_000  # priced items that are remembered
 
 
@@ -40,6 +38,7 @@ class _Known:
     losses: dict[tuple[str, str, float], float] = field(default_factory=dict)
     options: dict[Key, tuple[float, ...]] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)  # group → its width
+    moments: dict[object, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,22 @@ class Choices:
     locked: Plan = field(default_factory=dict)
     latency: LatencyTable | None = None
     multiple: int = 1  # widths are rounded to it
+    integers: bool = True  # whether 8 bits are those of activations too
     _known: _Known = field(default_factory=lambda: _Known(), repr=False, compare=False)  # shared by `replace`
 
     def cost_of(self, plan: Plan) -> Costs:
         """The whole model's (MACs, bytes of weights, latency in ms) under a plan."""
         macs, size, time = self._sum(self.profile.weighing, plan)
         return macs, size, self.latency.whole(time) if self.latency else time
+
+    def peak_of(self, plan: Plan) -> float:
+        """Peak activation memory in bytes under a plan; infinite where the profile does not tell."""
+        peak = peak_after(self.profile.operators, network_of(self.profile, plan, self.integers))
+        return np.inf if peak is None else float(peak)
+
+    def of(self, kind: str, plan: Plan, costs: Costs | None = None) -> float:
+        """One cost of a plan, of KINDS or its peak memory; `costs` are those of the plan where they are known."""
+        return self.peak_of(plan) if kind == PEAK else (costs or self.cost_of(plan))[KINDS.index(kind)]
 
     def change(self, plan: Plan, key: Key, level: float) -> Costs:
         """What changes of every cost when one setting of a plan becomes `level`, exactly."""
@@ -104,55 +113,7 @@ class Choices:
 
     def spend(self, budgets: Mapping[str, float]) -> Allocation:
         """The plan of smallest summed KL whose exact costs keep within `budgets`. Raises StudioError if none does."""
-        if self.latency and "latency_ms" not in budgets:  # operator times are the dearest to look up
-            found = replace(self, latency=None).spend(budgets)
-            return replace(found, costs=self.cost_of(found.levels))
-        ceiling = tuple(budgets.get(kind, np.inf) for kind in KINDS)
-        best = self._settle(self.locked, ceiling, self._cheapest(ceiling))
-        for hub in self._hubs() if len(budgets) == 1 else []:  # HiGHS is too slow to be asked that often
-            levels = self.options(*hub)
-            at = levels.index(best.levels[hub])
-            for level in (*levels[max(0, at - 1) : at], *levels[at + 1 : at + 2]):
-                held = replace(self, locked={**self.locked, hub: level})
-                best = held._settle({**best.levels, hub: level}, ceiling, best)
-        return best
-
-    def _settle(self, plan: Plan, ceiling: Costs, best: Allocation) -> Allocation:
-        """Solve, price around the solution, solve again, until it gets no better; `best` where nothing beats it."""
-        for _ in range(ROUNDS):
-            items = self.items(plan)
-            floor = self._floor(items, plan)
-            rooms = [None if np.isinf(c) else self._raw(k, c) - floor[k] for k, c in enumerate(ceiling)]
-            try:
-                plan = allocate(items, rooms).levels
-            except StudioError:  # priced around this plan nothing fits, which says nothing about others
-                return best
-            found = Allocation(plan, self.loss_of(plan), self.cost_of(plan))
-            if _within(found.costs, ceiling):
-                if found.loss >= best.loss * (1 - 1e-9):
-                    return best
-                best = found
-        return best
-
-    def _cheapest(self, ceiling: Costs) -> Allocation:
-        """Every item at its smallest cost. Raises StudioError when even that exceeds a budget."""
-        items = self.items(self.locked)
-        kinds = [k for k, c in enumerate(ceiling) if np.isfinite(c)] or [0]
-        unit = np.maximum(np.array(self.cost_of({})), 1e-30)
-        relative = [(np.array(x.costs) / unit)[:, kinds].sum(1) for x in items]
-        plan = {(x.name, x.technique): x.levels[int(c.argmin())] for x, c in zip(items, relative, strict=True)}
-        costs = self.cost_of(plan)
-        for k in kinds:
-            if costs[k] > ceiling[k] * (1 + 1e-9):
-                raise StudioError(
-                    f"The budget {ceiling[k]:g} of {KINDS[k]} is out of reach: the smallest plan needs {costs[k]:g}."
-                )
-        return Allocation(plan, self.loss_of(plan), costs)
-
-    def _hubs(self) -> list[Key]:
-        key = "prune_channels"
-        rows = [row for row in self.table.curves if row[1] == key and row not in self.locked]
-        return [(hub, key) for hub in hubs(self.profile, {row[0] for row in rows if len(self.options(*row)) > 1})]
+        return spend(self, budgets)
 
     def front(self, kind: str, count: int = 64) -> list[Allocation]:
         """Plans of falling KL and rising exact cost, all from one solve."""
@@ -165,17 +126,21 @@ class Choices:
                 lowest = plan.loss
         return found
 
-    def _floor(self, items: Sequence[Item], plan: Plan) -> Costs:
+    def moments(self, plan: Plan) -> Moments:
+        """Of the ranks and bits of a plan, before the open groups are cut."""
+        held = {k: v for k, v in plan.items() if k[1] != "prune_channels" or k in self.locked}
+        key = tuple(sorted(held.items())), self.integers
+        if key not in self._known.moments:
+            self._known.moments[key] = moments_of(self.profile, network_of(self.profile, held, self.integers))
+        return self._known.moments[key]
+
+    def floor(self, items: Sequence[Item], plan: Plan) -> Costs:
         """What the model costs with every item at its cheapest, as priced around `plan`."""
         current = np.array([self._layer(layer, plan) for layer in self.profile.weighing]).sum(0)
         for x in items:
             level = plan.get((x.name, x.technique), float(CATALOG[x.technique].neutral))
             current = current - np.array(x.costs[x.levels.index(level)])
         return tuple(current.tolist())
-
-    def _raw(self, kind: int, budget: float) -> float:
-        """A budget for latency as a budget for the sum of operator times."""
-        return self.latency.operators(budget) if kind == 2 and self.latency else budget
 
     def options(self, name: str, technique: str) -> tuple[float, ...]:
         """The levels that a layer or group may take, neutral first; one where it is locked."""
@@ -239,7 +204,3 @@ class Choices:
         if key not in self._known.costs:
             self._known.costs[key] = price(layer, into, out, rank, bits, self.latency)
         return self._known.costs[key]
-
-
-def _within(costs: Costs, ceiling: Costs) -> bool:
-    return all(cost <= c * (1 + 1e-9) for cost, c in zip(costs, ceiling, strict=True))

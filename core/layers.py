@@ -11,10 +11,12 @@ of any pruned model are exact sums over these records, without a tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import floor
 from typing import Any
+
+from core.liveness import Operator
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Group:
     layers: tuple[str, ...]  # the layers that produce these channels, in order
     blocked: str = ""  # why no channel can be removed, as a sentence; "" when they can
     branch: tuple[str, ...] = ()  # the layers that disappear once it is empty; none where one channel has to stay
+    untraced: str = ""  # why no branch was even looked for, as a sentence
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Profile:
     peak_bytes: int  # most activation memory alive at once, float32, batch 1
     file_bytes: int  # the original file
     latency_ms: float | None = None  # the whole file, batch 1, one thread, median
+    operators: tuple[Operator, ...] = field(default=(), hash=False)  # of the exported file; none in an old profile
 
     @cached_property
     def tunable(self) -> tuple[Layer, ...]:
@@ -117,7 +121,11 @@ class Profile:
         )
         lists = ("layers", "branch")  # a profile from before branches were known is read without them
         groups = tuple(Group(**{**row, **{k: tuple(row.get(k, ())) for k in lists}}) for row in values["groups"])
-        return cls(**{**values, "layers": layers, "groups": groups})
+        operators = tuple(
+            Operator(kind, tuple(reads), size, layer, tuple((g, each) for g, each in channels), *more)
+            for kind, reads, size, layer, channels, *more in values.get("operators", ())  # an old profile has none
+        )
+        return cls(**{**values, "layers": layers, "groups": groups, "operators": operators})
 
 
 def kept_channels(channels: int, ratio: float, multiple: int) -> int:
@@ -162,6 +170,7 @@ def explain(profile: Profile, name: str, multiple: int = 8) -> str:
     if group.blocked:
         return f"{name} keeps its {layer.out_channels} channels. {group.blocked}{together}"
     gone = " At 100 % the whole residual branch disappears, and with it its time." if group.branch else ""
+    gone = gone or (group.untraced and f" {group.untraced}")
     if group.channels <= multiple:
         return (
             f"{name} has {group.channels} channels, no more than one block of {multiple}, so all stay.{together}{gone}"

@@ -42,6 +42,8 @@ class Network:
         self.zeros: dict[str, tuple[int, int]] = {}  # layer or factor → (zeros, of so many weights at that time)
         self.bits: dict[str, int] = {}  # layer or factor → 3 to 8 or 16 where not 32
         self.gone: set[str] = set()  # layers and factors that disappeared
+        self.integer: set[str] = set()  # layers and factors whose activations are integers too
+        self.peak_known = True  # False where only a run can tell what memory it takes
         self.notes: dict[str, str] = {}
         self.exact = True
 

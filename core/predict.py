@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from core.layers import Feed, Group, Layer, Profile, dial_for, width_after
+from core.memory import peak_after
 from core.network import LayerCost, Network
 from core.ranks import ANSWER, Shape, factors, refusal
 from core.recipe import Recipe, Step
@@ -25,6 +26,8 @@ class Costs:
     nonzero: int
     exact: bool  # False where a step ranks the whole network, so that only a run knows each layer's share
     layers: tuple[LayerCost, ...]
+    peak_bytes: int | None = None  # of activations, at once; None where only a run can tell
+    peak_exact: bool = True  # False in int8
 
 
 def costs(profile: Profile, recipe: Recipe) -> Costs:
@@ -34,7 +37,8 @@ def costs(profile: Profile, recipe: Recipe) -> Costs:
     params, macs, size, nonzero = (
         sum(getattr(r, k) for r in rows) for k in ("params", "macs", "weight_bytes", "nonzero")
     )
-    return Costs(params, macs, size, nonzero, net.exact, rows)
+    peak = peak_after(profile.operators, net)
+    return Costs(params, macs, size, nonzero, net.exact, rows, peak, net.exact and not net.integer)
 
 
 def network_after(profile: Profile, recipe: Recipe) -> Network:
@@ -90,11 +94,12 @@ def _factorize(net: Network, step: Step) -> None:
             if layer.name == last and own is None and layer.kind == "linear" and rank < 1:
                 net.notes[origin] = ANSWER
                 rank = 1.0
-            found += [layer] if rank >= 1 else _split(net, origin, layer, options.method, rank)
+            found += [layer] if rank >= 1 else split_layer(net, origin, layer, options.method, rank)
         net.parts[origin] = found
 
 
-def _split(net: Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
+def split_layer(net: Network, origin: str, layer: Layer, method: str, rank: float) -> list[Layer]:
+    """The factors that stand in a layer's place, their groups added; the layer where it stays whole, with a note."""
     if layer.kind in ("shortcut", "norm", "other") or layer.name in net.gone:
         return [layer]
     shape = shape_of(layer, *net.channels(layer))
@@ -144,6 +149,8 @@ def _quantize(net: Network, step: Step) -> None:
     for layer in net.layers:
         if dial_for(step.layers, layer.name, options.bits) == 8:
             net.bits[layer.name] = 16 if options.mode == "float16" else 8
+            net.peak_known &= options.mode == "int8"
+            net.integer.add(layer.name)
 
 
 def _quantize_weights(net: Network, step: Step) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.layers import Feed, Group, Layer, Profile
+from core.liveness import IMAGE, Operator, peak_bytes
 
 
 def layer(
@@ -28,16 +29,53 @@ def layer(
     )  # fmt: skip
 
 
-def whole(layers: tuple[Layer, ...], groups: tuple[Group, ...]) -> Profile:
+def whole(layers: tuple[Layer, ...], groups: tuple[Group, ...], flow: Flow) -> Profile:
+    operators = flow.done()
     return Profile(
         layers,
         groups,
         sum(x.params for x in layers),
         sum(x.macs for x in layers),
         sum(x.activation_bytes for x in layers),
-        max(x.activation_bytes for x in layers),
+        peak_bytes(operators),
         4 * sum(x.params for x in layers) + 5000,
+        operators=operators,
     )
+
+
+class Flow:
+    """The operators of a file, written one by one; each gives its place."""
+
+    def __init__(self, image: int) -> None:
+        self.found = [Operator(IMAGE, (), image)]
+
+    def layer(self, kind: str, row: Layer, source: int) -> int:
+        channels = ((row.group, row.activation_bytes // row.out_channels),)
+        return self._add(Operator(kind, (source,), row.activation_bytes, row.name, channels))
+
+    def act(self, source: int, kind: str = "Relu") -> int:
+        return self._add(self.found[source]._replace(kind=kind, reads=(source,), layer=""))
+
+    def add(self, *sources: int) -> int:
+        return self._add(self.found[sources[0]]._replace(kind="Add", reads=sources, layer=""))
+
+    def shrink(self, source: int, kind: str, by: int) -> int:
+        """A pool, to so many times fewer pixels."""
+        x = self.found[source]
+        return self._add(Operator(kind, (source,), x.size // by, "", tuple((g, each // by) for g, each in x.channels)))
+
+    def join(self, *sources: int) -> int:
+        size, channels = 0, []
+        for x in (self.found[at] for at in sources):
+            size, channels = size + x.size, [*channels, *x.channels]
+        return self._add(Operator("Concat", sources, size, "", tuple(channels)))
+
+    def done(self) -> tuple[Operator, ...]:
+        return (*self.found[:-1], self.found[-1]._replace(answer=True))
+
+    def _add(self, operator: Operator) -> int:
+        self.found.append(operator)
+        return len(self.found) - 1
 
 
 def mixed() -> Profile:
@@ -61,13 +99,24 @@ def mixed() -> Profile:
         Group("joined", 36, ("joined",)),
         Group("head", 10, ("head",), "Its channels are the model's answer: one for each class."),
     )
-    return whole(layers, groups)
+    rows, flow = {x.name: x for x in layers}, Flow(3 * 16**2 * 4)
+    wide = flow.act(
+        flow.layer("Conv", rows["wide"], flow.act(flow.layer("Conv", rows["stem"], 0), "HardSwish")), "Clip"
+    )
+    inner = flow.act(flow.layer("Conv", rows["block.a"], wide))
+    total = flow.act(flow.add(flow.layer("Conv", rows["block.b"], inner), wide), "PRelu")
+    up = flow.layer("ConvTranspose", rows["up"], flow.layer("Conv", rows["thin"], total))
+    joined = flow.layer("Conv", rows["joined"], flow.join(inner, up))
+    flow.layer("Gemm", rows["head"], flow.act(flow.shrink(joined, "MaxPool", 4), "Flatten"))
+    return whole(layers, groups, flow)
 
 
 def resnet(blocks: int) -> Profile:
     """A CIFAR ResNet of 6 · blocks + 2 layers: 3 gives ResNet-20, 9 gives ResNet-56."""
     layers, members = [layer("conv1", "conv", (3, 16), 3, (32, 32), "conv1")], {"conv1": ["conv1"]}
     stream, width, side = "conv1", 16, 32
+    flow = Flow(3 * 32**2 * 4)
+    at = flow.act(flow.layer("Conv", layers[0], 0))
     branches: dict[str, tuple[str, ...]] = {}
     for stage, (out, after) in enumerate(((16, 32), (32, 16), (64, 8)), 1):
         for block in range(blocks):
@@ -79,11 +128,20 @@ def resnet(blocks: int) -> Profile:
                 layers.append(layer(stream, "conv", (width, out), 1, (side, after), stream, (Feed(into),)))
                 members[stream] = [stream]
             layers.append(layer(second, "conv", (out, out), 3, (after, after), stream, (Feed(first),)))
+            at = _block(flow, layers, at, width != out)
             members[first], branches[first] = [first], (first, second)
             members[stream].append(second)
             width, side = out, after
     layers.append(layer("fc", "linear", (64, 10), 1, (1, 1), "fc", (Feed(stream),), bias=True))
+    flow.layer("Gemm", layers[-1], flow.shrink(at, "ReduceMean", 64))
     channels = {x.name: x.out_channels for x in layers}
     groups = [Group(name, channels[name], tuple(n), branch=branches.get(name, ())) for name, n in members.items()]
     answer = Group("fc", 10, ("fc",), "Its channels are the model's answer: one for each class.")
-    return whole(tuple(layers), (*groups, answer))
+    return whole(tuple(layers), (*groups, answer), flow)
+
+
+def _block(flow: Flow, layers: list[Layer], at: int, projected: bool) -> int:
+    """A residual block whose layers are the last ones."""
+    first, second = layers[-3 if projected else -2], layers[-1]
+    inner = flow.layer("Conv", second, flow.act(flow.layer("Conv", first, at)))
+    return flow.act(flow.add(inner, flow.layer("Conv", layers[-2], at) if projected else at))

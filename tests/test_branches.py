@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,30 @@ def test_a_group_that_is_no_branch_keeps_one_block_of_channels():
 def test_the_explanation_says_so():
     assert "At 100 % the whole residual branch disappears" in explain(resnet(3), "layer1.0.conv1")
     assert "100 %" not in explain(resnet(3), "conv1")
+
+
+class Changing(nn.Module):
+    """Its code asks what the images are like, so that no graph of it can be read ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer, self.head = (nn.Conv2d(a, b, 1) for a, b in ((3, 8), (8, 8), (8, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.outer(self.inner(x)) if x.shape[0] > 0 and float(x.detach().abs().max()) >= 0 else x
+        return self.head(x).mean((2, 3))
+
+
+def test_where_the_network_cannot_be_traced_the_explanation_says_that_no_branch_can_go():
+    groups = {group.name: group for group in trace(Changing().eval(), torch.zeros(1, 3, 4, 4)).groups}
+    assert not groups["inner"].blocked
+    assert groups["inner"].branch == ()
+    assert groups["inner"].untraced.startswith("No residual branch can disappear")
+    assert groups["head"].untraced == ""  # it says already why it keeps its channels
+    profile = resnet(3)
+    told = replace(profile, groups=tuple(replace(g, branch=(), untraced="So it is.") for g in profile.groups))
+    assert explain(told, "layer1.0.conv1").endswith(" So it is.")
 
 
 def test_a_profile_from_before_branches_were_known_is_still_read():

@@ -8,12 +8,13 @@ import pytest
 
 from core.budget import allocated, gains, least_share, measured, uniform
 from core.calibration import Point
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.forecast import Forecast
 from core.plan import plan_of, with_level, with_plan
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.sensitivity_table import LEVELS, severity
+from core.spending import KINDS
 from tests.forecasts import lost, make_table, make_times
 from tests.profiles import resnet
 
@@ -36,7 +37,7 @@ def choices(levels: dict[str, tuple[float, ...]] = WIDTHS, **more: object) -> Ch
 def test_both_plans_keep_within_the_budget_and_say_what_the_recipe_costs(kind: str, share: float) -> None:
     made = choices(BOTH if kind == "weight_bytes" else WIDTHS)
     full = getattr(costs(PROFILE, Recipe()), kind)
-    first, second = (make(KNOWN, made, START, kind, share) for make in (allocated, uniform))
+    first, second = (make(KNOWN, made, START, {kind: share}) for make in (allocated, uniform))
     assert second is not None
     for offer in (first, second):
         exact = costs(PROFILE, offer.recipe)
@@ -52,7 +53,7 @@ def test_both_plans_keep_within_the_budget_and_say_what_the_recipe_costs(kind: s
 
 
 def test_a_plan_keeps_the_options_of_its_step() -> None:
-    offer = allocated(KNOWN, choices(), START, "macs", 0.5)
+    offer = allocated(KNOWN, choices(), START, {"macs": 0.5})
     step = offer.recipe.steps[0]
     assert (step.record.criterion, step.record.ratio, step.record.multiple) == ("l1", 0.0, 8)
     assert len(step.layers) > 3
@@ -60,17 +61,17 @@ def test_a_plan_keeps_the_options_of_its_step() -> None:
 
 
 def test_a_lock_holds_in_both_plans_and_the_rest_makes_room() -> None:
-    cut = allocated(KNOWN, choices(), Recipe(), "macs", 0.4).plan
+    cut = allocated(KNOWN, choices(), Recipe(), {"macs": 0.4}).plan
     key = next(key for key, level in cut.items() if level > 0)
     held = choices(locked={key: 0.0})
-    for offer in (allocated(KNOWN, held, Recipe(), "macs", 0.4), uniform(KNOWN, held, Recipe(), "macs", 0.4)):
+    for offer in (allocated(KNOWN, held, Recipe(), {"macs": 0.4}), uniform(KNOWN, held, Recipe(), {"macs": 0.4})):
         assert offer is not None
         assert plan_of(PROFILE, offer.recipe)[0].get(key, 0.0) == 0.0
         assert costs(PROFILE, offer.recipe).macs <= 0.4 * PROFILE.macs
 
 
 def test_the_uniform_plan_removes_no_more_than_it_must() -> None:
-    offer = uniform(KNOWN, choices(), Recipe(), "macs", 0.5)
+    offer = uniform(KNOWN, choices(), Recipe(), {"macs": 0.5})
     assert offer is not None
     step = offer.recipe.steps[0]
     assert not step.layers
@@ -82,13 +83,13 @@ def test_the_least_share_is_what_the_smallest_plan_needs() -> None:
     made = choices()
     narrowest = Recipe((Step("prune_channels", {"ratio": 1.0, "multiple": 8}),))  # no branches, 8 channels
     assert least_share(made, "macs") == pytest.approx(costs(PROFILE, narrowest).macs / PROFILE.macs)
-    assert uniform(KNOWN, made, Recipe(), "macs", 0.5 * least_share(made, "macs")) is None
+    assert uniform(KNOWN, made, Recipe(), {"macs": 0.5 * least_share(made, "macs")}) is None
 
 
 def test_latency_is_bought_with_int8_where_that_is_free() -> None:
     """Each operator takes half its time in int8, which costs next to no accuracy."""
     made = choices({"quantize": (8.0,)}, latency=make_times(PROFILE))
-    offer = allocated(KNOWN, made, Recipe(), "latency_ms", 0.6)
+    offer = allocated(KNOWN, made, Recipe(), {"latency_ms": 0.6})
     assert [s.technique for s in offer.recipe.steps] == ["quantize"]
     assert offer.costs[2] <= 0.6 * made.cost_of({})[2]
 
@@ -137,14 +138,27 @@ def test_the_best_measured_plan_is_offered_where_it_fits_and_nothing_else_is_don
     points = tuple(Point(share, drop, "calibration", True, plans[share], 0.005) for share, drop in
                    ((0.0625, 0.001), (0.5, 0.02), (0.75, 0.3)))  # fmt: skip
     known = Forecast(PROFILE, KNOWN.table, POINTS + points, 0.9)
-    offer = measured(known, choices(), Recipe(), "macs", 0.5)
+    offer = measured(known, choices(), Recipe(), {"macs": 0.5})
     assert offer is not None
     assert offer.measured
     assert (offer.prediction.value, offer.prediction.low) == pytest.approx((0.88, 0.88 - 0.0098))
     assert costs(PROFILE, offer.recipe).macs <= 0.5 * PROFILE.macs
     assert {key: level for key, level in plan_of(PROFILE, offer.recipe)[0].items() if level} == plans[0.5]
-    assert measured(known, choices(), START, "macs", 0.5) is None  # it also distils
-    assert measured(known, choices(locked={(groups[0], "prune_channels"): 0.0}), Recipe(), "macs", 0.5) is None
-    assert measured(known, choices(), Recipe(), "macs", 0.01) is None
+    assert measured(known, choices(), START, {"macs": 0.5}) is None  # it also distils
+    assert measured(known, choices(locked={(groups[0], "prune_channels"): 0.0}), Recipe(), {"macs": 0.5}) is None
+    assert measured(known, choices(), Recipe(), {"macs": 0.01}) is None
     unrepaired = replace(known, points=tuple(replace(p, repaired=False) for p in points))
-    assert measured(unrepaired, choices(), Recipe(), "macs", 0.5) is None  # the steps of a plan repair
+    assert measured(unrepaired, choices(), Recipe(), {"macs": 0.5}) is None  # the steps of a plan repair
+
+
+def test_a_budget_of_memory_and_macs_is_kept_by_all_plans_as_the_recipe_says() -> None:
+    full, made = costs(PROFILE, Recipe()), choices()
+    limits = {"peak_bytes": 0.7, "macs": 0.5}
+    offers = [make(KNOWN, made, Recipe(), limits) for make in (allocated, uniform)]
+    for offer in offers:
+        assert offer is not None
+        exact = costs(PROFILE, offer.recipe)
+        assert exact.peak_bytes == offer.cost("peak_bytes")
+        assert exact.peak_bytes <= 0.7 * full.peak_bytes
+        assert exact.macs <= 0.5 * full.macs
+    assert least_share(made, "peak_bytes") < 0.3

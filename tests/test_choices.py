@@ -11,10 +11,12 @@ from core.choices import Choices
 from core.errors import StudioError
 from core.latency_table import LatencyTable
 from core.layers import Feed, Group, Layer, Profile
-from core.plan import key_levels, plan_rows
+from core.plan import key_levels, plan_rows, steps_of
 from core.predict import costs
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Cell, SensitivityTable
+from tests.forecasts import make_table as full_table
+from tests.profiles import resnet
 
 
 def conv(name: str, c_in: int, c_out: int, group: str, feed: str) -> Layer:
@@ -179,3 +181,41 @@ def test_a_budget_may_remove_a_whole_branch_and_counts_it_exactly() -> None:
     assert plan.costs[0] == costs(profile, recipe).macs
     held = replace(spender, locked={(INNER[2], "prune_channels"): 0.0}).spend({"macs": 0.75 * profile.macs})
     assert held.levels[INNER[2], "prune_channels"] == 0.0
+
+
+def test_peak_memory_is_a_budget_of_every_moment() -> None:
+    """One inner width a block, stem 16 of 32 x 32: the best plan of all that keep within, found by trying them all."""
+    profile = resnet(1)
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.5,)})
+    names = [g.name for g in profile.groups if (g.name, "prune_channels") in made.table.curves]
+    full = made.peak_of({})
+    for share in (0.9, 0.67, 0.5, 0.3):
+        found = made.spend({"peak_bytes": share * full})
+        plans = [
+            {(name, "prune_channels"): level for name, level in zip(names, levels, strict=True)}
+            for levels in itertools.product(*(made.options(name, "prune_channels") for name in names))
+        ]
+        best = min(made.loss_of(plan) for plan in plans if made.peak_of(plan) <= share * full)
+        assert made.peak_of(found.levels) <= share * full
+        assert found.loss == pytest.approx(best, rel=2e-3)
+
+
+def test_the_peak_of_a_plan_is_that_of_its_recipe() -> None:
+    profile = resnet(3)
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.25, 0.5)})
+    plan = {("conv1", "prune_channels"): 0.25, ("layer1.1.conv1", "prune_channels"): 1.0}
+    plan |= {("layer2.0.conv2", "factorize"): 0.5, ("layer1.0.conv1", "quantize"): 8.0}
+    assert made.peak_of(plan) == costs(profile, Recipe(steps_of(plan))).peak_bytes
+    assert replace(made, integers=False).peak_of({("conv1", "quantize"): 8.0}) == made.peak_of({})
+
+
+def test_memory_and_macs_at_once() -> None:
+    profile = resnet(3)
+    made = Choices(profile, full_table(profile), {"prune_channels": (0.25, 0.5, 0.75)})
+    budgets = {"peak_bytes": 0.7 * made.peak_of({}), "macs": 0.4 * profile.macs}
+    found = made.spend(budgets)
+    assert found.costs[0] <= budgets["macs"]
+    assert made.peak_of(found.levels) <= budgets["peak_bytes"]
+    assert found.loss >= max(made.spend({kind: budget}).loss for kind, budget in budgets.items()) - 1e-9
+    with pytest.raises(StudioError, match="out of reach"):
+        made.spend({"peak_bytes": 1000.0})

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app import budget_view, forecast_chart, forecast_view, sensitivity_rows
 from app.components.layer_table import read_locks
 from app.state import State
+from app.tables import size
 from core import forecast as forecasts
 from core.budget import Gain
 from core.catalog import CATALOG
@@ -150,6 +151,21 @@ def test_another_kind_of_budget_changes_nothing_until_its_slider_is_moved(space:
     assert "quantize" in [s.technique for s in state(tab).recipe.steps]
 
 
+def test_two_limits_at_once_and_memory_is_one_of_them(space: Workspace) -> None:
+    tab = open_budget(open_page("tune"))
+    tab.slider(key="share-net-1-macs").set_value(60).run()
+    first = state(tab).recipe
+    tab.pills(key="also-share-net-1-macs").set_value("peak_bytes").run()
+    assert state(tab).recipe == first  # until its slider is moved
+    tab.slider(key="also-share-net-1-macs-peak_bytes").set_value(70).run()
+    assert not tab.exception, tab.exception
+    made = costs(PROFILE, state(tab).recipe)
+    assert made.macs <= 0.6 * PROFILE.macs
+    assert made.peak_bytes <= 0.7 * PROFILE.peak_bytes
+    assert costs(PROFILE, first).peak_bytes > 0.7 * PROFILE.peak_bytes
+    assert f"{size(made.peak_bytes)}" in words(tab)
+
+
 def test_a_budget_out_of_reach_says_what_it_takes(space: Workspace) -> None:
     tab = open_budget(open_page("tune"))
     state(tab).lock("prune_channels", ["conv1", "layer1.0.conv1", "layer1.1.conv1"])
@@ -192,7 +208,7 @@ def test_without_operator_times_latency_is_left_out(space: Workspace) -> None:
     latency_path(space, "net-1").unlink()
     tab = open_budget(load(open_page("tune"), BOTH))
     assert "as fast" not in text(tab)
-    assert tab.segmented_control(key="budget-of").options == ["MACs", "Weights"]
+    assert tab.segmented_control(key="budget-of").options == ["MACs", "Weights", "Peak memory"]
 
 
 def test_a_forecast_that_was_removed_takes_its_numbers_with_it(space: Workspace) -> None:

@@ -29,6 +29,7 @@ from core.predict import Costs, costs
 from core.recipe import Recipe, Step
 from sample_models.cifar_resnet import CifarResNet
 from tests.nets import Net
+from tests.test_shortcut import Net as ShortcutNet
 
 NETS = {
     "residual": lambda: Net(["plain", "residual", "project"], [9, 12, 7, 10], "mean"),
@@ -36,6 +37,7 @@ NETS = {
     "depthwise": lambda: Net(["depthwise", "pool", "squeeze", "joined_residual"], [10, 6, 0, 5, 6], "mlp"),
     "cifar_resnet": lambda: CifarResNet(8).eval(),
 }
+OTHERS = {"shortcut": lambda: ShortcutNet().eval()}  # a cut one holds zeros that nobody pruned
 TECHNIQUES = {"prune_channels": prune_channels, "prune_weights": prune_weights, "factorize": factorize}
 
 
@@ -54,7 +56,8 @@ def counted(net: nn.Module, side: int) -> Profile:
 
 @cache
 def known(name: str) -> tuple[nn.Module, Profile]:
-    return NETS[name](), counted(NETS[name](), side(name))
+    make = (NETS | OTHERS)[name]
+    return make(), counted(make(), side(name))
 
 
 def done(name: str, recipe: Recipe) -> nn.Module:

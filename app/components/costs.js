@@ -24,12 +24,12 @@ function costs(profile, steps) {
     parts: new Map(profile.layers.map((layer) => [layer.name, [layer]])),
     groups: new Map(profile.groups.map((group) => [group.name, group])),
     width: Object.fromEntries(profile.groups.map((group) => [group.name, group.channels])),
-    zeros: {}, bits: {}, kept: {}, gone: new Set(), exact: true,
+    zeros: {}, bits: {}, kept: {}, gone: new Set(), integer: new Set(), peakKnown: true, exact: true,
   };
   for (const step of steps) if (step.enabled && STEPS[step.technique]) STEPS[step.technique](net, step);
   const layers = Object.fromEntries([...net.parts].map(([name, parts]) => [name, layerCost(net, name, parts)]));
   const total = (key) => sum(Object.values(layers), (layer) => layer[key]);
-  return { params: total('params'), macs: total('macs'), weight_bytes: total('weight_bytes'), nonzero: total('nonzero'), exact: net.exact, layers };
+  return { params: total('params'), macs: total('macs'), weight_bytes: total('weight_bytes'), nonzero: total('nonzero'), peak_bytes: peakAfter(profile.operators, net), exact: net.exact, peak_exact: net.exact && !net.integer.size, layers };
 }
 
 function layerCost(net, name, parts) {
@@ -180,7 +180,13 @@ function factors(shape, method, rank) {
 }
 
 function quantize(net, step) {
-  for (const layer of layersOf(net)) if (dialOf(step, 'bits', layer.name) === 8) net.bits[layer.name] = step.options.mode === 'float16' ? 16 : 8;
+  const { mode } = step.options;
+  for (const layer of layersOf(net)) {
+    if (dialOf(step, 'bits', layer.name) !== 8) continue;
+    net.bits[layer.name] = mode === 'float16' ? 16 : 8;
+    net.peakKnown &&= mode === 'int8';
+    net.integer.add(layer.name);
+  }
 }
 
 function quantizeWeights(net, step) {

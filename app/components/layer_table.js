@@ -3,6 +3,7 @@
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
 const LOCK = '<svg viewBox="0 0 16 16" aria-hidden="true"><rect x="3" y="7" width="10" height="7" rx="1.5"/><path d="M5.2 7V5a2.8 2.8 0 0 1 5.6 0v2" fill="none"/></svg>';
+const MOST_TICKS = 24; // more would be a line
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
 
 const el = (tag, attributes = {}, ...children) => {
@@ -19,7 +20,8 @@ const three = (x) => { const digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10
 const scaled = (x, units) => { const [size, unit] = units.find(([s]) => x >= s) || units.at(-1); return `${size > 1 ? three(x / size) : Math.round(x)} ${unit}`.trim(); };
 const count = (x) => scaled(x, [[1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]);
 const bytes = (x) => scaled(x, [[1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB'], [1, 'B']]);
-const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes]];
+const BADGES = { peak_bytes: 'The largest sum of tensors alive at once when operators run in the file’s order, for one image. Exact in float; predicted where layers compute in int8.' };
+const FIGURES = [['params', 'Parameters', count], ['macs', 'MACs', count], ['weight_bytes', 'Weights', bytes], ['peak_bytes', 'Peak memory', bytes]];
 
 export default function ({ data: [data], parentElement, setStateValue }) {
   const root = parentElement.querySelector('.lt');
@@ -57,7 +59,7 @@ function result(row, cost) {
 
 function build(root, data) {
   const table = { ident: data.ident, root, rev: null, own: {}, locked: new Set(), timer: 0 };
-  table.figures = FIGURES.map(([key, label, format]) => figure(key, label, format));
+  table.figures = FIGURES.filter(([key]) => data.original[key] !== null).map(([key, label, format]) => figure(key, label, format));
   table.live = root.querySelector('.live');
   table.all = allRow(table, data, root.querySelector('.all'));
   root.querySelector('.figures').replaceChildren(...table.figures.map((f) => f.node));
@@ -85,7 +87,7 @@ function watch(table, scroller) {
 
 function figure(key, label, format) {
   const value = el('b'), was = el('span', { class: 'was' }), change = el('span', { class: 'change' });
-  const badge = el('span', { class: 'badge', title: 'Exact: counted from the shapes of the layers. Predicted: a step ranks the whole network, so only a run knows each share.' }, 'exact');
+  const badge = el('span', { class: 'badge', title: BADGES[key] ?? 'Exact: counted from the shapes of the layers. Predicted: a step ranks the whole network, so only a run knows each share.' }, 'exact');
   const node = el('div', { class: 'figure', role: 'group', 'aria-label': label }, el('span', { class: 'label' }, label, badge), value, el('span', { class: 'line' }, change, was));
   return { key, format, label, node, value, was, change, badge };
 }
@@ -103,12 +105,13 @@ function allRow(table, data, box) {
   if (!data.dial) return box.replaceChildren();
   const all = { text: el('output', { class: 'value' }), reset: el('button', { type: 'button', class: 'reset' }, 'All follow') };
   const label = el('span', { class: 'label', title: data.dial.help }, 'All layers');
+  all.snap = el('label', { class: 'snap', title: 'Each layer’s slider stops at the marked widths. Between them this computer gains no time (predicted from its measured times).', hidden: !data.paying }, all.snaps = el('input', { type: 'checkbox', checked: true }), 'Only widths that pay');
   if (hasSlider(data.dial)) all.input = slider(data.dial, `${data.dial.title}, all layers`);
   else all.input = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `${data.dial.title}, all layers` });
   all.input.oninput = () => { const d = table.data.dial; edit(table, () => { table.value = hasSlider(d) ? valueAt(d, all.input.value) : all.input.checked ? d.on : d.neutral; }); };
   all.reset.onclick = () => { edit(table, () => { table.own = {}; }); commit(table, 0); };
   listen(table, all.input);
-  box.replaceChildren(label, all.input, all.text, all.reset);
+  box.replaceChildren(label, all.input, all.text, all.reset, all.snap);
   return all;
 }
 
@@ -132,7 +135,9 @@ function layerRow(table, row, data) {
   r.lock.innerHTML = LOCK;
   for (const control of [r.input, r.on, r.follow, r.lock]) if (control) control.disabled = Boolean(row.reason);
   const set = (value) => edit(table, () => { if (value === undefined) delete table.own[row.key]; else table.own[row.key] = value; });
-  if (r.input) { r.input.oninput = () => set(valueAt(dial, r.input.value)); listen(table, r.input); }
+  if (r.input) { r.input.oninput = () => set(snapped(table, r, valueAt(dial, r.input.value))); listen(table, r.input); }
+  const ticks = row.reason ? [] : data.paying?.[row.key] ?? [];
+  r.ticks = el('span', { class: 'ticks', 'aria-hidden': 'true' }, ...(ticks.length > MOST_TICKS ? [] : ticks).map((at) => el('i', { style: `--at:${at}` })));
   r.on.oninput = () => { set(!r.on.checked ? dial.neutral : table.value === dial.neutral ? dial.on : undefined); };
   listen(table, r.on);
   r.follow.onclick = () => { set(undefined); commit(table, 0); (r.input || r.on).focus(); };
@@ -141,8 +146,17 @@ function layerRow(table, row, data) {
     table.rows.forEach((other) => paintRow(table, other));
     table.emitLocks([...table.locked]);
   };
-  r.node.append(cell('dial', ...(r.input ? [r.input] : [])), cell('number', r.value, r.follow, r.lock), r.width, cell('on', r.on));
+  r.node.append(cell('dial', ...(r.input ? [r.input, r.ticks] : [])), cell('number', r.value, r.follow, r.lock), r.width, cell('on', r.on));
   return r;
+}
+
+// A layer's slider stops where this computer gains time: at the nearest such share, or by a key at the next one.
+function snapped(table, row, value) {
+  const stops = table.all.snaps.checked ? table.data.paying?.[row.key] : null;
+  if (!stops) return value;
+  const before = valueOf(table, row), next = value > before ? stops.find((x) => x > before) : stops.findLast((x) => x < before);
+  if (table.typed && next !== undefined) return next;
+  return stops.reduce((best, x) => (Math.abs(x - value) < Math.abs(best - value) ? x : best), stops[0]);
 }
 
 // What the layer's setting costs by itself: read between the points that Python sent.
@@ -184,7 +198,7 @@ function commit(table, pause) {
   table.rows.forEach((row) => paintRow(table, row));
   table.timer = setTimeout(() => {
     if (rev !== table.rev) return; // Python changed the recipe meanwhile
-    write(table.live, FIGURES.map(([key, label, format]) => `${label} ${format(table.cost[key])}`).join(', '));
+    write(table.live, table.figures.map((f) => `${f.label} ${f.value.textContent}`).join(', '));
     table.emit({ rev, value: table.value, layers: { ...table.own } });
   }, pause);
 }
@@ -202,13 +216,14 @@ function paint(table, wanted = () => true) {
   const { data } = table;
   table.cost = costs(data.profile, stepsNow(table));
   table.figures.forEach((f) => {
-    const now = table.cost[f.key], before = data.original[f.key];
-    const change = before ? 100 * (now / before - 1) : 0;
-    write(f.value, f.format(now));
+    const now = table.cost[f.key], before = data.original[f.key], exact = f.key === 'peak_bytes' ? table.cost.peak_exact : table.cost.exact;
+    const change = before && now !== null ? 100 * (now / before - 1) : 0;
+    write(f.value, now === null ? 'after a run' : f.format(now));
+    f.value.classList.toggle('later', now === null);
     write(f.was, `of ${f.format(before)}`);
-    write(f.badge, table.cost.exact ? 'exact' : 'predicted');
-    f.badge.classList.toggle('predicted', !table.cost.exact);
-    write(f.change, `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
+    write(f.badge, exact ? 'exact' : 'predicted');
+    f.badge.classList.toggle('predicted', !exact);
+    write(f.change, now === null ? '' : `${change > 0.05 ? '+' : change < -0.05 ? '−' : ''}${Math.abs(change).toFixed(1)} %`);
   });
   table.root.classList.toggle('off', Boolean(data.dial) && !(table.touched || data.active));
   if (data.dial) paintAll(table);

@@ -40,7 +40,9 @@ HTML = """
   <output class="live" aria-live="polite"></output>
 </div>
 """
-SCRIPT = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("costs.js", "why.js", "layer_table.js"))
+SCRIPT = "\n".join(
+    (HERE / name).read_text(encoding="utf-8") for name in ("costs.js", "memory.js", "why.js", "layer_table.js")
+)
 STYLE = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("layer_table.css", "why.css"))
 _TABLE = st.components.v2.component("layer_table", html=HTML, css=STYLE, js=SCRIPT)
 

@@ -19,6 +19,9 @@ from core.engine.stream import trace
 from core.errors import ModelError
 from core.layers import Group
 
+UNTRACED = (
+    "No residual branch can disappear: the network's code depends on its images, so that its sums cannot be followed."
+)
 RELUS = (torch.relu, F.relu, "relu", "relu_")
 
 
@@ -72,11 +75,11 @@ def _needed_only(tail: fx.Node, total: fx.Node) -> frozenset[fx.Node]:
 
 
 def with_branches(module: nn.Module, groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """The groups, each with the layers that disappear once it is empty; none where the network cannot be traced."""
+    """The groups, each with the layers that disappear once it is empty, or why that is not known."""
     try:
         found = branches(trace(module))
     except ModelError:
-        return groups
+        return tuple(g if g.blocked else replace(g, untraced=UNTRACED) for g in groups)
     return tuple(replace(g, branch=b.layers) if (b := _of_group(found, g)) else g for g in groups)
 
 

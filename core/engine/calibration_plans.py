@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from core.allocate import Allocation
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.engine.sensitivity import rows_of
 from core.errors import StudioError
 from core.forecast import sum_kl
 from core.layers import Profile
 from core.plan import key_levels, plan_rows
 from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity
+from core.spending import KINDS
 
 COUNT = 16  # fewer leave the interval useless
 RANGE = (0.005, 1.0)  # summed KL in nats: from below what accuracy can show to a ruined network

@@ -17,6 +17,7 @@ from core.engine.formats.onnx_facts import file_facts
 from core.engine.graph import Structure, inputs_of, trace, width_of
 from core.engine.models import Model
 from core.engine.node_latency import NodeLatency, measure_nodes
+from core.engine.operators import exported_operators
 from core.engine.surgery import Call, calls, kind_of
 from core.layers import Layer, Profile
 
@@ -45,6 +46,7 @@ def profile(model: Model, file: Path, report: Report = silent) -> Profile:
         peak_bytes=file_facts(file, model.card.input_shape).peak_bytes,
         file_bytes=file.stat().st_size,
         latency_ms=timed.latency_ms,
+        operators=exported_operators(model, file, layers),
     )
 
 

@@ -69,3 +69,30 @@ def test_one_slider_moves_every_layer_and_a_lock_holds_one(tune: Page) -> None:
     expect(lock).to_have_attribute("aria-pressed", "false")
     spend(tune, "ArrowRight")
     expect(sliders["layer3.2.conv1"]).not_to_have_value("0")
+
+
+def test_a_layers_slider_stops_at_the_widths_that_pay(tune: Page) -> None:
+    """The times written for this test fall with every block of 8 channels, of which the layer has 4."""
+    slider = tune.get_by_role("slider", name="Ratio, layer2.0.conv1", exact=True)
+    slider.focus()
+    for key, value in (("ArrowRight", "0.25"), ("ArrowRight", "0.5"), ("ArrowLeft", "0.25")):
+        tune.keyboard.press(key)
+        expect(slider).to_have_value(value)
+    expect(tune.get_by_role("row").filter(has=slider)).to_contain_text("32 → 24")
+    tune.get_by_role("checkbox", name="Only widths that pay").uncheck()
+    slider.focus()
+    tune.keyboard.press("ArrowRight")
+    expect(slider).to_have_value("0.26")
+
+
+def test_memory_is_limited_beside_macs(tune: Page) -> None:
+    tune.get_by_role("radio", name="MACs", exact=True)  # what is limited first
+    tune.get_by_role("button", name="Peak memory", exact=True).click()
+    cap = tune.get_by_role("slider", name="Peak memory, at most % of the original's")
+    cap.focus()
+    tune.keyboard.press("Home")
+    expect(tune.get_by_text("Layer by layer")).to_be_visible()
+    shown = tune.get_by_role("group", name="Peak memory", exact=True)
+    expect(shown).to_contain_text("exact")
+    expect(shown).to_contain_text("of 197 kB")
+    expect(shown.locator("b")).not_to_have_text("197 kB")

@@ -24,6 +24,7 @@ from tests.workspaces import write_workspace
 
 expect.set_options(timeout=30_000)
 MODEL_STEPS = ("prune_channels", "prune_weights", "factorize")
+TOTALS = ("params", "macs", "weight_bytes", "nonzero", "exact", "peak_bytes", "peak_exact")
 FILE_STEPS: tuple[list[str], ...] = ([], ["quantize"], ["quantize_weights"])
 
 
@@ -65,7 +66,7 @@ def plain_steps(recipe: Recipe) -> list[dict[str, Any]]:
 def test_the_browser_computes_what_python_computes(page: Page, profile: Profile) -> None:
     chance = random.Random(7)
     recipes = [random_recipe(chance, profile) for _ in range(300)]
-    script = (HERE / "costs.js").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in ("costs.js", "memory.js"))
     found = page.evaluate(
         f"([profile, all]) => {{ {script}; return all.map((steps) => costs(profile, steps)); }}",
         [json.loads(json.dumps(cost_profile(profile))), [plain_steps(recipe) for recipe in recipes]],
@@ -73,7 +74,7 @@ def test_the_browser_computes_what_python_computes(page: Page, profile: Profile)
     changed = 0
     for recipe, browser in zip(recipes, found, strict=True):
         python = costs(profile, recipe)
-        totals = {key: getattr(python, key) for key in ("params", "macs", "weight_bytes", "nonzero", "exact")}
+        totals = {key: getattr(python, key) for key in TOTALS}
         assert {key: browser[key] for key in totals} == totals, recipe.to_yaml()
         for row in python.layers:
             mirror = browser["layers"][row.name]

@@ -2,14 +2,11 @@
 
 Shapes are those of a real run on one image, so every operator counts as it runs, and quantized files count like float
 ones: a parameter is an element of a weight or bias whatever its type, scales and zero points are not. One multiply-add
-is one MAC. Peak memory is by liveness (as in tinygrad's `schedule/memory.py`): a value lives from the node that makes
-it to the last node that reads it; element-wise nodes write over an input that nobody else needs; a float value that is
-quantized at once, or a quantized one that is turned to float only for its reader, never exists in float.
+is one MAC. Peak memory is by liveness (`core/liveness.py`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +17,9 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from core.engine import runtime
+from core.engine.formats.onnx_memory import read_operators
 from core.errors import ModelError
+from core.liveness import peak_bytes
 
 Shape = tuple[int, ...]
 
@@ -32,21 +31,6 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "QLinearMatMul": (3,), "QGemm": (3, 6),
 }  # fmt: skip
 PASSED = frozenset(("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"))
-ACTIVATIONS = {
-    "Relu",
-    "Clip",
-    "LeakyRelu",
-    "PRelu",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Tanh",
-    "Elu",
-    "Gelu",
-    "Mish",
-}
-SAME_SIZE = {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Add", "Mul", "Sub", "Div"}
-IN_PLACE = ACTIVATIONS | SAME_SIZE
 
 
 @dataclass(frozen=True)
@@ -65,11 +49,18 @@ def file_facts(file: Path, input_shape: Shape | None = None) -> Facts:
     Raises ModelError when it cannot be run.
     """
     proto = onnx.load(file)
-    values = run_all(proto, _blank(proto, input_shape))
+    values = run_blank(proto, input_shape)
     ahead = _known_ahead(proto.graph)
     nodes = [node for node in proto.graph.node if not ahead.issuperset(node.output)]
     macs = {node.name or node.output[0]: count for node in nodes if (count := _macs(node, values))}
-    return Facts(_params(proto.graph, values), sum(macs.values()), _peak_bytes(proto.graph, values), macs)
+    return Facts(
+        _params(proto.graph, values), sum(macs.values()), peak_bytes(read_operators(proto.graph, values)), macs
+    )
+
+
+def run_blank(proto: ModelProto, input_shape: Shape | None = None) -> dict[str, NDArray[np.generic]]:
+    """Every value of the graph in a run on one image of zeros. Raises ModelError when it cannot be run."""
+    return run_all(proto, _blank(proto, input_shape))
 
 
 def _blank(proto: ModelProto, input_shape: Shape | None) -> NDArray[np.generic]:
@@ -149,56 +140,3 @@ def _macs(node: NodeProto, values: dict[str, NDArray[np.generic]]) -> int:
         case "MatMul" | "MatMulInteger" | "QLinearMatMul" | "QGemm":
             return out * int(shapes[0][-1])
     return 0
-
-
-def _peak_bytes(graph: GraphProto, values: dict[str, NDArray[np.generic]]) -> int:
-    """Most bytes alive at once; stored tensors do not count."""
-    stored = {tensor.name for tensor in graph.initializer}
-    owner, last = _owners(graph, stored, {name: value.nbytes for name, value in values.items()})
-    size = Counter(dict.fromkeys(owner.values(), 0))
-    for name, root in owner.items():
-        if root == name:
-            size[root] = values[name].nbytes
-    alive: set[str] = {value.name for value in graph.input if value.name not in stored}
-    peak = sum(size[owner[name]] for name in alive)
-    for step, node in enumerate(graph.node):
-        alive |= {owner[name] for name in node.output if name in owner}
-        peak = max(peak, sum(size[root] for root in alive))
-        alive = {root for root in alive if last[root] > step}
-    return peak
-
-
-def _owners(graph: GraphProto, stored: set[str], size: dict[str, int]) -> tuple[dict[str, str], dict[str, int]]:
-    """Value → the value whose memory it lies in, and for each such the index of the node that reads it last."""
-    readers: dict[str, list[int]] = {}
-    for step, node in enumerate(graph.node):
-        for name in node.input:
-            readers.setdefault(name, []).append(step)
-    outputs = {value.name for value in graph.output}
-    owner = {value.name: value.name for value in graph.input if value.name not in stored}
-    becomes: dict[str, str] = {}  # a float value that is only ever quantized lies in its quantized form
-    for node in graph.node:
-        source = node.input[0] if node.input else ""
-        if node.op_type == "QuantizeLinear" and len(readers[source]) == 1 and source not in outputs:
-            becomes[source] = node.output[0]
-    for step, node in enumerate(graph.node):
-        moving = [name for name in node.input if name in owner]
-        if not moving:  # computed from stored tensors alone: ready before the first image
-            continue
-        free = [n for n in moving if readers[n] == [step] and n not in outputs]
-        for name in node.output:
-            if node.op_type == "DequantizeLinear":
-                owner[name] = owner[moving[0]]
-            elif (
-                node.op_type in IN_PLACE
-                and name not in becomes
-                and (same := [n for n in free if size[n] == size[name]])
-            ):
-                owner[name] = owner[same[0]]
-            else:
-                owner[name] = becomes.get(name, name)
-    last: dict[str, int] = {}
-    for name, root in owner.items():
-        end = len(graph.node) if name in outputs else max(readers.get(name, [0]))
-        last[root] = max(last.get(root, 0), end)
-    return owner, last

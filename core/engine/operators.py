@@ -1,0 +1,74 @@
+"""The operators of the file that a model is exported to, each value's bytes told by channel group, so that the memory
+of any pruned model follows without a tensor (`core/memory.py`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from core.engine.formats import onnx_writer
+from core.engine.formats.onnx_facts import run_blank
+from core.engine.formats.onnx_memory import read_operators
+from core.engine.models import Model
+from core.layers import Layer
+from core.liveness import Operator
+
+FOLDED = frozenset(("BatchNormalization", "Identity", "Dropout", "Cast"))  # an export has none that could go
+
+
+def exported_operators(model: Model, file: Path, layers: Sequence[Layer]) -> tuple[Operator, ...]:
+    """Of `file` where it is what an export of `model` would be, else of an export; none where that does not have
+    each layer once."""
+    found = _read(file, model, layers)
+    if model.file is not None and (not found or any(x.kind in FOLDED for x in found)):
+        with tempfile.TemporaryDirectory() as folder:
+            export = Path(folder) / "model.onnx"
+            onnx_writer.export(model.module, model.card, export)
+            found = _read(export, model, layers)
+    return found
+
+
+def _read(file: Path, model: Model, layers: Sequence[Layer]) -> tuple[Operator, ...]:
+    proto = onnx.load(file)
+    values = run_blank(proto, model.card.input_shape)
+    rows = {layer.name: layer for layer in layers if layer.kind not in ("norm", "other")}
+    found = [x._replace(layer=_layer_of(x.layer, rows)) for x in read_operators(proto.graph, values)]
+    parts = Counter(x.layer for x in found if x.layer)
+    if any(parts[name] != 1 and not (parts[name] and row.kind == "shortcut") for name, row in rows.items()):
+        return ()
+    bound: list[Operator] = []
+    for at, operator in enumerate(found):
+        last = not any(x.layer == operator.layer for x in found[at + 1 :])
+        row = rows.get(operator.layer) if last else None
+        bound.append(operator._replace(channels=_channels(operator, bound, row)))
+    return tuple(bound)
+
+
+def _layer_of(node: str, rows: dict[str, Layer]) -> str:
+    """The layer that a node computes. A shortcut that copies is a slice and a pad inside its module."""
+    if node in rows:
+        return node
+    inside = node.rpartition(".")[0]
+    return inside if inside in rows and rows[inside].kind == "shortcut" else ""
+
+
+def _channels(operator: Operator, before: Sequence[Operator], row: Layer | None) -> tuple[tuple[str, int], ...]:
+    """(group, bytes of each of its channels) of an operator's value; what is not divided evenly counts as fixed."""
+    if row is not None and row.group:
+        return ((row.group, operator.size // row.out_channels),)
+    sources = [before[r] for r in operator.reads]
+    if not sources or operator.kind in ("Shape", "Size"):
+        return ()
+    if operator.kind == "Concat" and sum(x.size for x in sources) == operator.size:
+        sums = Counter[str]()
+        for source in sources:
+            sums.update(dict(source.channels))
+        return tuple(sums.items())
+    widest = max(sources, key=lambda x: x.size)
+    scaled = [(group, each * operator.size, widest.size) for group, each in widest.channels]
+    return tuple((group, whole // of) for group, whole, of in scaled if whole % of == 0)
