@@ -14,6 +14,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from core.engine import runtime
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
 from core.engine.fastest import first_integer_layer, is_mixed
-from core.engine.formats import onnx_equalize, onnx_int8, onnx_rewrites
+from core.engine.formats import onnx_bias, onnx_equalize, onnx_int8, onnx_rewrites
 from core.engine.formats.onnx_int8 import Calibrated
 from core.engine.progress import stages
 from core.errors import DataError
@@ -39,6 +40,7 @@ from core.options import Quantize
 AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was never better
 VALIDATED = 512  # validation images, at most
 EQUALIZED = 64  # calibration images that show the ranges of channels
+CORRECTED = 32  # and those that show their means
 Inputs = NDArray[np.float32]  # (n, c, h, w)
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -112,7 +114,7 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     onnx_rewrites.average_whole_maps(model)
     onnx_rewrites.convolve_shortcuts(model, _left(model, chosen))
     onnx_rewrites.drop_unused(model)
-    calibrating, choosing = stages(context.report, [1.0, 1.0])
+    calibrating, choosing, correcting = stages(context.report, [2.0, 2.0, 1.0])
     calibrated = _calibrate(model, x, options, chosen, context, calibrating)
     order = [node.name for node in model.graph.node if node.name in chosen]
 
@@ -124,6 +126,8 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     if options.nodes == "auto" and is_mixed(model):
         first = first_integer_layer(write, len(order), context.card.input_shape, choosing)
     result = write(first, per_channel=True)
+    if options.correct and len(context.validation):
+        result = _corrected(result, model, calibrated.model, x[:CORRECTED], replace(context, report=correcting))
     onnx_int8.store_in_bytes(result, order[:first])
     return result, set(order[:first])
 
@@ -151,6 +155,17 @@ def _calibrate(
         return float((_answers(file, context) == expected).mean())
 
     return max(found, key=agreement)  # the first of equals: nothing is done that does not help
+
+
+def _corrected(file: ModelProto, model: ModelProto, source: ModelProto, x: Inputs, context: Context) -> ModelProto:
+    """`file` with the biases that give channels the means of `source` again, where that agrees more with `model`."""
+    better = onnx.ModelProto()
+    better.CopyFrom(file)
+    if not onnx_bias.correct_biases(better, source, x, context.report):
+        return file
+    expected = _answers(model, context)
+    before, after = (float((_answers(f, context) == expected).mean()) for f in (file, better))
+    return better if after > before else file
 
 
 def _answers(model: ModelProto, context: Context) -> NDArray[np.int64]:
