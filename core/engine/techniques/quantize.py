@@ -124,7 +124,7 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
 
     first = 0
     if options.nodes == "auto" and is_mixed(model):
-        first = first_integer_layer(write, len(order), context.card.input_shape, choosing)
+        first = first_integer_layer(calibrated.model, write, order, context.card.input_shape, choosing)
     result = write(first, per_channel=True)
     if options.correct and len(context.validation):
         result = _corrected(result, model, calibrated.model, x[:CORRECTED], replace(context, report=correcting))
