@@ -144,6 +144,7 @@ def _quantize(net: Network, step: Step) -> None:
     for layer in net.layers:
         if dial_for(step.layers, layer.name, options.bits) == 8:
             net.bits[layer.name] = 16 if options.mode == "float16" else 8
+    net.exact &= options.agreement == 0 or options.mode != "int8"
 
 
 def _quantize_weights(net: Network, step: Step) -> None:

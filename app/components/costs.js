@@ -181,6 +181,7 @@ function factors(shape, method, rank) {
 
 function quantize(net, step) {
   for (const layer of layersOf(net)) if (dialOf(step, 'bits', layer.name) === 8) net.bits[layer.name] = step.options.mode === 'float16' ? 16 : 8;
+  net.exact &&= !step.options.agreement || step.options.mode !== 'int8'; // which layers stay in float, only a run knows
 }
 
 function quantizeWeights(net, step) {
