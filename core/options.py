@@ -114,6 +114,20 @@ class Quantize:
     equalize: bool = option(
         True, "Give the channels of a layer similar ranges first; kept only if agreement on validation images rises."
     )
+    correct: bool = option(
+        True,
+        "Shift biases so that every channel keeps its mean; kept only if agreement on validation images rises.",
+        later=True,
+    )
+    agreement: float = option(
+        0.0,
+        "Least share of validation answers that stay: layers that cost too many for their time stay in float. 0: any.",
+        low=0.0,
+        high=1.0,
+        step=0.005,
+        unit="%",
+        later=True,
+    )
     images: int = option(256, "Calibration images used.", low=16, high=512, step=16, unit="images")
     activations: str = option(
         "uint8", "Type of activations; int8 is much slower on x86 processors.", choices=("uint8", "int8")

@@ -151,6 +151,7 @@ def _quantize(net: Network, step: Step) -> None:
             net.bits[layer.name] = 16 if options.mode == "float16" else 8
             net.peak_known &= options.mode == "int8"
             net.integer.add(layer.name)
+    net.exact &= options.agreement == 0 or options.mode != "int8"
 
 
 def _quantize_weights(net: Network, step: Step) -> None:

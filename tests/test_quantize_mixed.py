@@ -166,21 +166,54 @@ def test_only_nets_that_may_be_slower_in_integers_are_timed(exported: ModelProto
     assert not fastest.is_mixed(plain)
 
 
+def test_the_places_are_where_the_times_of_nodes_add_up_to_least() -> None:
+    """Float layers take 1 each, the first three integer layers 3 and the others 0.2: leaving 3 takes 0.5 + 3 + 1.4."""
+    in_float, in_integers = np.array([0.5] + [1.0] * 10), np.array([0.5] + [3.0] * 3 + [0.2] * 7)
+    assert fastest.best_places(in_float, in_integers, [0.0] * 10) == [3, 5]
+    # The image takes 0.5, so a map of 8 times its size before the fourth layer takes 4: after four it is better.
+    assert fastest.best_places(in_float, in_integers, [0, 0, 0, 8, 0, 0, 0, 0, 0, 0]) == [4, 2]
+    assert fastest.best_places(in_float, in_float / 2, [1.0] * 10) == []
+
+
 @pytest.mark.parametrize(
     ("times", "expected"),
-    [
-        ({0: 10, 1: 9, 2: 8, 4: 7, 8: 9, 16: 9}, 4),
-        ({0: 10, 1: 9.9, 2: 9.8, 4: 1}, 0),  # two steps that do not help end the search
-        ({0: 10, 1: 11, 2: 8, 4: 9, 8: 9}, 2),
-    ],
+    [((10, 9, 8), 5), ((10, 8, 9), 3), ((10, 9.8, 9.9), 0), ((10, 11, 12), 0)],
 )
-def test_the_search_climbs_while_it_gets_faster(
-    times: dict[int, float], expected: int, monkeypatch: pytest.MonkeyPatch
+def test_whole_files_decide_between_the_places(
+    times: tuple[float, ...], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = iter(times)
-    monkeypatch.setattr(fastest.runtime, "open_file", lambda content, threads: next(opened))
-    monkeypatch.setattr(fastest, "_time", lambda files, shape: [times[n] for n in files])
-    assert fastest.first_integer_layer(lambda n: ModelProto(), 30, (3, 8, 8), silent) == expected
+    made: list[int] = []
+
+    def write(count: int) -> ModelProto:
+        made.append(count)
+        return ModelProto()
+
+    monkeypatch.setattr(fastest, "node_times", lambda *_: np.zeros(31))
+    monkeypatch.setattr(fastest, "best_places", lambda *_: [3, 5])
+    monkeypatch.setattr(fastest, "_size_before", lambda *_: 0.0)
+    monkeypatch.setattr(fastest.runtime, "open_file", lambda content, threads: None)
+    monkeypatch.setattr(fastest, "_time", lambda files, shape: list(times))
+    layers = [str(n) for n in range(30)]
+    assert fastest.first_integer_layer(ModelProto(), write, layers, (3, 8, 8), silent) == expected
+    assert made == [0, 3, 5]
+
+
+def test_times_of_nodes_belong_to_the_layer_before_them(exported: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the names that the runtime gives them; what it adds itself goes to the node before it."""
+    head = exported.graph.node[-1]
+    run = [("input_reorder", 1.0), ("stem_token_4_kernel_time", 2.0), ("Reorder_kernel_time", 4.0)]
+    run += [("depth_nchwc_kernel_time", 8.0), (f"{head.output[0]}_kernel_time", 16.0)]
+    monkeypatch.setattr(fastest, "profile_runs", lambda *_, **__: [run, [(name, 9 * time) for name, time in run]])
+    layers = ("stem", "depth", "squeeze", "excite", "project", "head")
+    assert fastest.node_times(exported, layers, (3, 16, 16)).tolist() == [1, 6, 8, 0, 0, 0, 16]
+
+
+def test_the_slowest_part_of_a_file_is_found(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 96, 5, padding=2), nn.Conv2d(96, 2, 1), nn.Flatten())
+    onnx_writer.export(net.eval(), CARD, tmp_path / "net.onnx")
+    found = fastest.node_times(onnx.load(tmp_path / "net.onnx"), ("0", "1", "2"), CARD.input_shape)
+    assert int(found.argmax()) == 2
 
 
 def test_the_slower_of_two_files_is_told(exported: ModelProto, tmp_path: Path) -> None:

@@ -180,13 +180,14 @@ function factors(shape, method, rank) {
 }
 
 function quantize(net, step) {
-  const { mode } = step.options;
+  const { mode, agreement } = step.options;
   for (const layer of layersOf(net)) {
     if (dialOf(step, 'bits', layer.name) !== 8) continue;
     net.bits[layer.name] = mode === 'float16' ? 16 : 8;
     net.peakKnown &&= mode === 'int8';
     net.integer.add(layer.name);
   }
+  net.exact &&= !agreement || mode !== 'int8'; // which layers stay in float, only a run knows
 }
 
 function quantizeWeights(net, step) {

@@ -8,6 +8,7 @@ that could be fused into it.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from core.engine.formats import onnx_names
 from core.errors import ModelError
 
 WARM_UP, RUNS = 5, 40
+ADDED = re.compile(r"(_token_\d+)?(_nchwc)?(_kernel_time)?$")  # to a node's name, by the runtime
 FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Add", "BatchNormalization"}
 
 
@@ -39,15 +41,14 @@ class NodeLatency:
 
 def measure_nodes(file: Path, input_shape: tuple[int, ...], report: Report = silent) -> NodeLatency:
     """Run one image of zeros (1, *input_shape) `RUNS` times. Raises ModelError when the file cannot be run."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = _profile(file, input_shape, Path(folder), report)
+    runs = profile_runs(file, input_shape, report)
     whole = _time(file, input_shape)
     aliases = layer_aliases(onnx.load(file, load_external_data=False).graph)
     times: dict[str, list[float]] = {}
     for nodes in runs:
         sums: dict[str, float] = {}
         for name, micros in nodes:
-            layer = aliases.get(_plain(name))
+            layer = aliases.get(plain_name(name))
             if layer is not None:
                 sums[layer] = sums.get(layer, 0.0) + micros / 1000
         for layer, latency_ms in sums.items():
@@ -83,9 +84,9 @@ def _fusable(node: NodeProto, readers: dict[str, list[NodeProto]]) -> Iterator[s
         node = following[0]
 
 
-def _plain(name: str) -> str:
-    """'relu_3_nchwc_kernel_time' → 'relu_3'."""
-    return name.removesuffix("_kernel_time").removesuffix("_nchwc").removeprefix("fused ")
+def plain_name(name: str) -> str:
+    """'relu_3_nchwc_kernel_time' → 'relu_3', and 'conv_token_7_kernel_time', which computes in integers, → 'conv'."""
+    return ADDED.sub("", name).removeprefix("fused ")
 
 
 def _time(file: Path, input_shape: tuple[int, ...]) -> float:
@@ -98,22 +99,27 @@ def _time(file: Path, input_shape: tuple[int, ...]) -> float:
     return median(found[WARM_UP:])
 
 
-def _profile(file: Path, input_shape: tuple[int, ...], folder: Path, report: Report) -> list[list[tuple[str, float]]]:
-    """(node, microseconds)… of each run after the warm-up."""
+def profile_runs(
+    file: Path | bytes, input_shape: tuple[int, ...], report: Report = silent, count: int = RUNS
+) -> list[list[tuple[str, float]]]:
+    """(node, microseconds)… of each of `count` runs after the warm-up, in the order of computation."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime raises a different class for each way a file can be wrong
-        raise ModelError(f"{file.name} cannot be run by ONNX Runtime: {str(error).splitlines()[0][:200]}.") from error
-    x = np.zeros((1, *input_shape), np.float32)
-    for n in range(WARM_UP + RUNS):
-        runtime.run(session, x)
-        report((n + 1) / (WARM_UP + RUNS), "Timing each layer")
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        source = file if isinstance(file, bytes) else str(file)
+        try:
+            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises a different class for each way a file can be wrong
+            name = "The model" if isinstance(file, bytes) else file.name
+            raise ModelError(f"{name} cannot be run by ONNX Runtime: {str(error).splitlines()[0][:200]}.") from error
+        x = np.zeros((1, *input_shape), np.float32)
+        for n in range(WARM_UP + count):
+            runtime.run(session, x)
+            report((n + 1) / (WARM_UP + count), "Timing each layer")
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs: list[list[tuple[str, float]]] = [[]]
     for event in events:
         if event["cat"] == "Node":

@@ -3,7 +3,7 @@
 Calibrated int8 has uint8 activations with one scale each and int8 weights with one scale per output channel.
 Processors without VNNI add pairs of 8-bit products in 16 bits, which can overflow; there weights get 7 bits, which
 cannot. Where integers may cost more time than they save, the first layers compute in float, as many as measured best;
-their weights are stored in 8 bits all the same.
+their weights are stored in 8 bits all the same. Where an agreement is asked for, the layers that cost it stay in float.
 
 Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, Jacob et al. 2018;
 Integer Quantization for Deep Learning Inference, Wu et al. 2020.
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,11 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from core.candidate import Skip
-from core.engine import runtime
+from core.engine.accurate import Answers, fewest, order_of_return
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
-from core.engine.fastest import first_integer_layer, is_mixed
-from core.engine.formats import onnx_equalize, onnx_int8, onnx_rewrites
+from core.engine.fastest import first_integer_layer, is_mixed, node_times
+from core.engine.formats import onnx_bias, onnx_equalize, onnx_int8, onnx_rewrites
 from core.engine.formats.onnx_int8 import Calibrated
 from core.engine.progress import stages
 from core.errors import DataError
@@ -37,8 +38,8 @@ from core.layers import dial_for
 from core.options import Quantize
 
 AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was never better
-VALIDATED = 512  # validation images, at most
 EQUALIZED = 64  # calibration images that show the ranges of channels
+CORRECTED = 32  # and those that show their means
 Inputs = NDArray[np.float32]  # (n, c, h, w)
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -55,13 +56,11 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     if not chosen:
         return Outcome(source)
     with onnx_int8.quiet():
-        result, slower = MODES[options.mode](source, options, chosen, context)
+        result, reasons = MODES[options.mode](source, options, chosen, context)
     _finish(result, source, options)
-    left = chosen - quantized_layers(result)
-    reasons = {node.name: SLOWER if node.name in slower else _reason(node, options.mode) for node in named}
-    return Outcome(
-        result, tuple(Skip("quantize", node.name, reasons[node.name]) for node in named if node.name in left)
-    )
+    left = [node for node in named if node.name in chosen - quantized_layers(result)]
+    why = {node.name: reasons.get(node.name) or _reason(node, options.mode) for node in left}
+    return Outcome(result, tuple(Skip("quantize", name, reason) for name, reason in why.items()))
 
 
 def weight_bits(options: Quantize) -> int:
@@ -101,7 +100,7 @@ def _left(model: ModelProto, chosen: set[str]) -> list[str]:
     return [node.name for node in model.graph.node if node.name not in inside]
 
 
-Made = tuple[ModelProto, set[str]]  # and the layers that compute in float because that is faster
+Made = tuple[ModelProto, dict[str, str]]  # and why layers compute in float although they could do otherwise
 
 
 def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
@@ -112,53 +111,90 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     onnx_rewrites.average_whole_maps(model)
     onnx_rewrites.convolve_shortcuts(model, _left(model, chosen))
     onnx_rewrites.drop_unused(model)
-    calibrating, choosing = stages(context.report, [1.0, 1.0])
-    calibrated = _calibrate(model, x, options, chosen, context, calibrating)
+    calibrating, choosing, keeping, correcting = stages(context.report, [2.0, 1.0, 2.0 * (options.agreement > 0), 1.0])
+    answers = Answers(model, context) if len(context.validation) else None
+    calibrated = _calibrate(model, x, options, chosen, answers, calibrating)
     order = [node.name for node in model.graph.node if node.name in chosen]
 
-    def write(count: int, per_channel: bool = False) -> ModelProto:
-        leave = _left(calibrated.model, chosen - set(order[:count]))
+    def write(integers: set[str], per_channel: bool = True) -> ModelProto:
+        leave = _left(calibrated.model, integers)
         return onnx_int8.write(calibrated, leave, options.activations, weight_bits(options), per_channel)
 
-    first = 0
+    shape, first = context.card.input_shape, 0
     if options.nodes == "auto" and is_mixed(model):
-        first = first_integer_layer(write, len(order), context.card.input_shape, choosing)
-    result = write(first, per_channel=True)
-    onnx_int8.store_in_bytes(result, order[:first])
-    return result, set(order[:first])
+        quick = partial(write, per_channel=False)
+        first = first_integer_layer(calibrated.model, lambda n: quick(set(order[n:])), order, shape, choosing)
+    reasons = dict.fromkeys(order[:first], SLOWER)
+    if options.agreement > 0 and answers:
+        reasons |= _accurate(answers, write, order, first, shape, options.agreement, keeping)
+    result = write(chosen - reasons.keys())
+    if options.correct and answers:
+        result = _corrected(result, answers, calibrated.model, x[:CORRECTED], correcting)
+    onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER])
+    return result, reasons
+
+
+def _accurate(
+    answers: Answers,
+    write: Callable[[set[str]], ModelProto],
+    order: list[str],
+    first: int,
+    shape: tuple[int, ...],
+    wanted: float,
+    report: Report,
+) -> dict[str, str]:
+    """Layer → why it stays in float although integers are faster there, or although it could be stored in bytes."""
+
+    def agreement(kept: Sequence[str]) -> float:
+        file = write(set(order[first:]) - set(kept))
+        onnx_int8.store_in_bytes(file, set(order[:first]) - set(kept))
+        return answers.agreement(file)
+
+    before = agreement(())
+    if before >= wanted:
+        return {}
+    looking, counting = stages(report, [1.0, 1.0])
+    times = [node_times(file, order, shape)[1:] for file in (answers.model, write(set(order)))]
+    losses = {}
+    for number, name in enumerate(order):
+        looking(number / len(order), f"Looking at layer {number + 1} of {len(order)} alone in integers")
+        losses[name] = answers.expected_loss(write({name}))
+    ranked = order_of_return(losses, *(dict(zip(order, found.tolist(), strict=True)) for found in times))
+    kept, after = fewest(ranked, agreement, wanted, counting)
+    return dict.fromkeys(kept, ACCURATE.format(count=len(kept), before=before, after=after))
 
 
 def _calibrate(
-    model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], context: Context, report: Report
+    model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], answers: Answers | None, report: Report
 ) -> Calibrated:
     """Of the ways that the options leave open, the one whose file agrees most with `model` on validation images."""
-    known = len(context.validation) > 0
-    methods = [options.calibration] if options.calibration != "auto" else AUTO if known else AUTO[:1]
+    methods = [options.calibration] if options.calibration != "auto" else AUTO if answers else AUTO[:1]
     sources = [model]
-    if options.equalize and known:
+    if options.equalize and answers:
         even = onnx.ModelProto()
         even.CopyFrom(model)
         sources += [even] if onnx_equalize.equalize(even, x[:EQUALIZED], chosen) else []
     ways = [(source, method) for source in sources for method in methods]
     parts = stages(report, [1.0] * len(ways))
     found = [onnx_int8.calibrate(source, x, method, part) for (source, method), part in zip(ways, parts, strict=True)]
-    if len(found) == 1:
+    if len(found) == 1 or not answers:
         return found[0]
-    expected = _answers(model, context)
+    agreeing = answers.agreement
 
     def agreement(calibrated: Calibrated) -> float:
-        file = onnx_int8.write(calibrated, _left(model, chosen), options.activations, weight_bits(options))
-        return float((_answers(file, context) == expected).mean())
+        return agreeing(onnx_int8.write(calibrated, _left(model, chosen), options.activations, weight_bits(options)))
 
     return max(found, key=agreement)  # the first of equals: nothing is done that does not help
 
 
-def _answers(model: ModelProto, context: Context) -> NDArray[np.int64]:
-    """The largest logit of every validation image, a batch at a time so that memory stays small."""
-    session, x = runtime.open_file(model.SerializeToString()), context.validation.x[:VALIDATED]
-    starts = range(0, len(x), onnx_int8.BATCH)
-    batches = (to_input(x[start : start + onnx_int8.BATCH], context.card) for start in starts)
-    return np.concatenate([runtime.run(session, batch).argmax(1) for batch in batches])
+def _corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs, report: Report) -> ModelProto:
+    """`file` with the biases that give channels the means of `source` again, where more answers then stay."""
+    better = onnx.ModelProto()
+    better.CopyFrom(file)
+    if not onnx_bias.correct_biases(better, source, x, report):
+        return file
+    before = answers.agreement(file)
+    return better if answers.agreement(better) > before else file
 
 
 def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
@@ -168,14 +204,14 @@ def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], contex
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "dynamic.onnx"
         ort.quantize_dynamic(model, file, weight_type=ort.QuantType.QUInt8, nodes_to_exclude=[*kept, *split])
-        return onnx.load(file), set()
+        return onnx.load(file), {}
 
 
 def _float16(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Weights and arithmetic in 16 bits; what goes in and comes out stays in 32."""
     result = convert_float_to_float16(model, keep_io_types=True, node_block_list=_left(model, chosen))
     assert isinstance(result, ModelProto)
-    return result, set()
+    return result, {}
 
 
 MODES = {"int8": _int8, "int8_dynamic": _int8_dynamic, "float16": _float16}
@@ -197,6 +233,10 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
 
 
 SLOWER = "Computed in float, stored in 8 bits: up to here integers take longer on this machine."
+ACCURATE = (
+    "Kept in float for its accuracy: {count} such layers bring agreement on validation images from {before:.1%} to "
+    "{after:.1%}."
+)
 
 
 def _reason(node: NodeProto, mode: str) -> str:
