@@ -185,6 +185,6 @@ class Distill:
     )
     head_first: bool = option(
         False,
-        "Fit the last layer alone to the labels first; kept only if validation accuracy rises.",
+        "Fit the last layer alone first, to what is learned from; kept only if validation answers get better.",
         later=True,
     )

@@ -309,16 +309,31 @@ def test_the_last_layer_is_solved_first_where_that_helps() -> None:
     model, labelled = net(norm=False), images(300, 1)
     rest = [p.detach().clone() for p in list(model.parameters())[:-2]]
     before = accuracy(model, labelled, CARD)
-    assert solve_last_layer(model, images(256, 0), labelled, CARD) == ""
+    assert solve_last_layer(model, images(256, 0), labelled, context()) == ""
     assert accuracy(model, labelled, CARD) > before + 0.1
     assert all(torch.equal(a, b) for a, b in zip(rest, model.parameters(), strict=False))
     solved = model[-1].weight.detach().clone()
     flipped = images(256, 0)
     assert flipped.y is not None
-    assert "fewer validation images" in solve_last_layer(model, Images(flipped.x, 1 - flipped.y), labelled, CARD)
+    assert "fewer validation images" in solve_last_layer(model, Images(flipped.x, 1 - flipped.y), labelled, context())
     assert torch.equal(model[-1].weight, solved)
     bare = nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())
-    assert "does not end in a linear layer" in solve_last_layer(bare, images(64, 0), labelled, CARD)
+    assert "does not end in a linear layer" in solve_last_layer(bare, images(64, 0), labelled, context())
+
+
+def test_with_a_teacher_the_last_layer_is_solved_for_its_answers_whatever_the_labels_say() -> None:
+    """The student is the teacher with another last layer; every label is wrong."""
+    teacher, labelled = net(norm=False), images(300, 1)
+    assert labelled.y is not None
+    wrong = Images(labelled.x, 1 - labelled.y)
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[-1].weight.copy_(-teacher[-1].weight)
+    assert solve_last_layer(student, wrong, wrong, context(), teacher) == ""
+    with torch.no_grad():
+        x = to_tensor(labelled.x, CARD)
+        assert float(kl_loss(student(x), teacher(x), 1.0)) < 1e-4
+    assert "less like the original" in solve_last_layer(teacher, wrong, wrong, context(), copy.deepcopy(teacher))
 
 
 def test_the_last_layer_is_the_optimum_of_its_loss() -> None:
@@ -328,7 +343,7 @@ def test_the_last_layer_is_the_optimum_of_its_loss() -> None:
         model[-1].weight.fill_(1e-6)  # exact zeros would count as pruned
         model[-1].bias.zero_()
         features = nn.Sequential(*list(model)[:-1])(to_tensor(train.x, CARD)).numpy()
-    assert solve_last_layer(model, train, images(300, 1), CARD) == ""
+    assert solve_last_layer(model, train, images(300, 1), context()) == ""
     ones = np.concatenate([features, np.ones((256, 1))], 1)  # our bias is pulled as well
     reference = LogisticRegression(C=1 / (256 * DECAY / 2), fit_intercept=False, max_iter=5000, tol=1e-10)
     reference.fit(ones, train.y)

@@ -61,7 +61,7 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     sample = to_tensor(lesson.train.x[:SAMPLE], context.card)
     skipped: list[Skip] = []
     if options.head_first:
-        reason = solve_last_layer(model, lesson.train, lesson.validation, context.card)
+        reason = solve_last_layer(model, lesson.train, lesson.validation, context, lesson.teacher)
         skipped += [Skip("distill", "last layer", reason)] if reason else []
     inserted = () if has_batchnorm(model) else insert_batchnorm(model, sample)
     with _hinted(lesson, options, model, sample) as whole:
