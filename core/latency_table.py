@@ -9,7 +9,7 @@ a runtime that works in blocks of 8 channels gains nothing from 64 → 60.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,11 @@ class LatencyTable:
         if fitted is None:
             return shape.macs / self._speed
         return max(sum(a * b for a, b in zip(fitted, self._features(shape), strict=True)), 0.0)
+
+    def all_in(self, kind: str) -> LatencyTable:
+        """The table of a network all of whose operators are of this type, whatever bits are asked for."""
+        rows = {key.shape: ms for key, ms in self.times.items() if key.type == kind}
+        return replace(self, times={Operator(shape, t): ms for shape, ms in rows.items() for t in (FLOAT, INTEGER)})
 
     def whole(self, operators_ms: float) -> float:
         """Milliseconds of a model whose operators sum to `operators_ms`."""

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.latency_table import LatencyTable
+from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator
 from core.layer_price import cut
 from core.layers import Layer, Profile
 from core.machine import machine_id
@@ -43,6 +43,13 @@ def load_latency(workspace: Workspace, model: str) -> LatencyTable | None:
     """The model's operator times on this very machine and runtime; None before they are measured."""
     path = latency_path(workspace, model)
     return LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def stand_in(profile: Profile) -> LatencyTable | None:
+    """Where operators were not timed: each layer's own time in the whole file, for integers too. Narrower layers are
+    read from it as if a quarter of it were fixed. None where no layer was timed."""
+    times = {shape_of(x, x.in_channels, x.out_channels): x.latency_ms for x in profile.tunable if x.latency_ms}
+    return LatencyTable({Operator(s, t): ms for s, ms in times.items() for t in (FLOAT, INTEGER)}) if times else None
 
 
 def latency_path(workspace: Workspace, model: str) -> Path:

@@ -1,9 +1,12 @@
 """What to try next to make a model faster or smaller within an allowed loss. It builds recipes and runs none.
 
-From the surest gain to the dearest: number types alone, then channels removed by the exact plan of falling budgets, or
-evenly where no sensitivity is known, then factors, then training. Each family is a ladder of recipes from gentle to
-strong, on which bisection finds the strongest rung that keeps the loss; a rung is asked for only where it costs less
-than the best so far.
+From the surest gain to the dearest: number types alone, then channels and whole residual branches removed by the exact
+plan of falling budgets, or evenly where no sensitivity is known, then factors, then training. Each family is a ladder
+of recipes from gentle to strong, on which bisection finds the strongest rung that keeps the loss; a rung is asked for
+only where it costs less than the best so far.
+
+Costs and budgets are of what is asked for: bytes, MACs, or for speed the milliseconds of the operators that are left,
+in the number type of the file. MACs say little there: narrow layers may take as long as wide ones, removed ones none.
 
     asking = Strategy(profile, goal, table, training).ask()
     recipe = next(asking)
@@ -18,12 +21,14 @@ from math import sqrt
 
 import numpy as np
 
-from core.choices import Choices
+from core.choices import KINDS, Choices
 from core.errors import StudioError
+from core.latency_table import FLOAT, INTEGER, LatencyTable
 from core.layers import Profile
 from core.plan import steps_of
 from core.predict import costs
 from core.recipe import Recipe, Step
+from core.recipe_latency import layer_times
 from core.sensitivity_table import LEVELS, SensitivityTable
 
 DROPS = {"accuracy": 0.005, "agreement": 0.02}  # allowed by default; int8 alone changes about 1 % of the answers
@@ -76,7 +81,8 @@ Answer = Generator[Recipe, Trial, None]
 
 class Strategy:
     """Asks for trials. `table` measures the sensitivity of channels, about as long as one trial, or returns None;
-    `training` is the step that there is time for, or None."""
+    `training` is the step that there is time for, or None; `times` measures this machine's operators of a number type,
+    or returns None, and then speed is planned by MACs."""
 
     def __init__(
         self,
@@ -84,10 +90,11 @@ class Strategy:
         goal: Goal,
         table: Callable[[], SensitivityTable | None],
         training: Callable[[], Step | None],
+        times: Callable[[str], LatencyTable | None] = lambda kind: None,
     ) -> None:
-        self.profile, self.goal, self.table, self.training = profile, goal, table, training
+        self.profile, self.goal, self.table, self.training, self.times = profile, goal, table, training, times
         self.kind = "weight_bytes" if goal.objective == "size" else "macs"
-        self.whole = getattr(costs(profile, Recipe()), self.kind)
+        self.operators: LatencyTable | None = None  # of the chosen number type, once it is known
         self.tail: tuple[Step, ...] = ()
         self.least = 1.0  # cost of the cheapest steps before the tail that kept the loss, a share of the original's
         self.gain = 1.0  # of the best so far
@@ -96,14 +103,23 @@ class Strategy:
 
     def ask(self) -> Asking:
         yield from self._choose_tail()
+        if self.goal.objective == "latency":
+            kind = INTEGER if self.tail else FLOAT
+            found = self.times(kind)
+            self.operators = found and found.all_in(kind)
         yield from self._climb(self._allocated() or [Step("prune_channels", {"ratio": ratio}) for ratio in RATIOS])
         yield from self._climb([Step("factorize", {"rank": rank}) for rank in RANKS])
         yield from self._train()
         return DONE
 
     def cost(self, *steps: Step) -> float:
-        """What steps leave of the objective's cost, as a share of the original's; counted."""
-        return float(getattr(costs(self.profile, Recipe(steps)), self.kind) / self.whole)
+        """What steps leave of the objective's cost, as a share of the original's: counted, or read from the table."""
+        return self._amount(Recipe(steps)) / self._amount(Recipe())
+
+    def _amount(self, recipe: Recipe) -> float:
+        if self.operators:
+            return max(0.0, self.operators.whole(sum(layer_times(self.profile, recipe, self.operators).values())))
+        return float(getattr(costs(self.profile, recipe), self.kind))
 
     def _try(self, *steps: Step) -> Generator[Recipe, Trial, Trial]:
         recipe = Recipe((*steps, *self.tail))
@@ -157,10 +173,12 @@ class Strategy:
         if table is None or not any(key[1] == "prune_channels" for key in table.curves):
             return []
         levels = {"prune_channels": LEVELS["prune_channels"]}
-        choices, steps = Choices(self.profile, table, levels, multiple=8), []
+        choices, steps = Choices(self.profile, table, levels, latency=self.operators, multiple=8), []
+        kind = "latency_ms" if self.operators else self.kind
+        whole = choices.cost_of({})[KINDS.index(kind)]
         for share in BUDGETS:
             try:
-                plan = choices.spend({self.kind: share * self.whole}).levels
+                plan = choices.spend({kind: share * whole}).levels
             except StudioError:  # smaller than the smallest plan, and so are the rest
                 break
             steps += [step for step in steps_of(plan) if step.technique == "prune_channels"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from core.engine.judge import counted_loss, expected_loss, margins
+from core.engine.judge import counted_loss, counted_losses, expected_loss, expected_losses, margins, standard_error
 
 
 def test_margins_are_against_the_best_of_the_others() -> None:
@@ -28,6 +28,17 @@ def test_labels_set_what_is_won_against_what_is_lost() -> None:
     after = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32)
     y = np.array([0, 1])
     assert expected_loss(before, after, y) == pytest.approx(0.5 - (norm.cdf(2) + norm.cdf(-1)) / 2)
+
+
+def test_the_standard_error_by_hand() -> None:
+    """Of four images one is lost and one is won: values 1, -1, 0, 0 around their mean 0."""
+    y = np.array([0, 1, 0, 0])
+    before = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+    after = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+    assert counted_losses(before, after, y).tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert standard_error(counted_losses(before, after, y)) == pytest.approx(np.sqrt(2 / 4) / 2)
+    each = expected_losses(before, after, y)
+    assert each.mean() == pytest.approx(expected_loss(before, after, y))
 
 
 def test_nothing_moved_nothing_lost() -> None:

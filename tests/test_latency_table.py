@@ -7,7 +7,14 @@ import onnx
 import pytest
 
 from core.engine import latency_table, runtime
-from core.engine.latency_table import measure_table, operator_file, operators_of, time_operator, with_affine
+from core.engine.latency_table import (
+    expected_seconds,
+    measure_table,
+    operator_file,
+    operators_of,
+    time_operator,
+    with_affine,
+)
 from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator, fit_affine
 from core.layers import Feed, Layer, Profile
 from core.ranks import Shape
@@ -37,6 +44,25 @@ def test_types_and_families_are_apart() -> None:
     unseen = Shape("linear", 100, 70)
     speed = (2 * wide.macs + strided.macs) / 3.5
     assert table.operator(unseen) == pytest.approx(unseen.macs / speed)
+
+
+def test_a_network_all_in_one_type_takes_its_rows_whatever_bits_are_asked_for() -> None:
+    table = LatencyTable({Operator(conv(8, 8)): 2.0, Operator(conv(8, 8), INTEGER): 1.0, Operator(conv(8, 16)): 3.0})
+    integer = table.all_in(INTEGER)
+    assert [integer.operator(conv(8, 8), bits) for bits in (32, 8)] == [1.0, 1.0]
+    assert Operator(conv(8, 16)) not in integer.times
+    assert [table.all_in(FLOAT).operator(conv(8, 16), bits) for bits in (32, 8)] == [3.0, 3.0]
+
+
+def test_how_long_timing_takes_by_hand() -> None:
+    """A model of 1 million MACs in 5 ms: a twentieth of it takes 0.25 ms, twenty times with its maker's turns."""
+    profile = Profile((), (), 0, 1_000_000, 0, 0, 0, 5.0)
+    small, large = conv(8, 8), Shape("conv", 64, 64, (3, 3), in_size=(32, 32), out_size=(32, 32))
+    runs = 2 * latency_table.FEWEST * 5.0 / 1000 * large.macs / 1e6
+    assert runs > 3
+    found = expected_seconds(profile, [Operator(small), Operator(large)], 0.04)
+    assert found == pytest.approx(0.04 + runs)
+    assert expected_seconds(Profile((), (), 0, 1, 0, 0, 0, None), [Operator(small)], 0.04) == float("inf")
 
 
 def test_the_affine_step_by_hand() -> None:

@@ -16,9 +16,12 @@ from core.engine.data import Images, make_data
 from core.engine.formats import onnx_writer
 from core.engine.optimize import Search, judged, trains, uncertainty
 from core.errors import Cancelled, ModelError
+from core.latency_table import INTEGER, LatencyTable, Operator
+from core.ranks import Shape
 from core.recipe import Recipe, Step
+from core.recipe_latency import latency_path, stand_in
 from core.strategy import Goal
-from core.workspace import Workspace
+from core.workspace import Workspace, write_json
 from tests.tiny import CARD, draw, tiny_data, tiny_model
 
 INT8 = Recipe((Step("quantize"),))
@@ -207,6 +210,41 @@ def test_a_faster_file_must_be_faster_than_the_spread(
     trial = looking.attempt(INT8)
     assert trial.kept is kept
     assert looking.rows[0].candidate  # the first is there to download in any case
+
+
+def test_operator_times_are_known_or_measured_or_read_from_the_layers(
+    opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize_job, "OPERATOR_SECONDS", 0.0)
+    now, space, model = [0.0], opened["space"], opened["model"]
+    looking = search(opened, clock=lambda: now[0])
+    measured = optimize_job.operator_times(looking, INTEGER)
+    assert measured is not None
+    assert {key.type for key in measured.times} == {INTEGER}
+    assert min(measured.times.values()) > 0
+    now[0] = looking.end - 1e-3  # no time is left
+    read = optimize_job.operator_times(looking, INTEGER)
+    assert read == stand_in(space.profile(model))
+    known = LatencyTable({Operator(Shape("linear", 4, 4)): 1.0})
+    write_json(latency_path(space, model), known.to_json())
+    assert optimize_job.operator_times(looking, INTEGER) == known
+    latency_path(space, model).unlink()
+
+
+@pytest.mark.parametrize(("drop", "within"), [(0.029, False), (0.051, True)])
+def test_a_loss_must_be_allowed_with_its_standard_error(
+    opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch, drop: float, within: bool
+) -> None:
+    """One of 40 images: 2.5 points ± √(0.025 · 0.975 / 40) = 2.47 points."""
+    looking = search(opened, drop=drop)
+    losses = np.zeros(40)
+    losses[0] = 1.0
+    monkeypatch.setattr("core.engine.optimize.expected_losses", lambda *_: losses)
+    trial = looking.attempt(INT8)
+    assert trial.loss == pytest.approx(0.025)
+    assert trial.within is within
+    if not within:
+        assert looking.rows[0].why == "Loses 2.50 ± 2.47 points, allowed are 2.9."
 
 
 def test_training_follows_the_time_left(opened: dict[str, Any]) -> None:

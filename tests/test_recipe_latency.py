@@ -13,7 +13,7 @@ from core.latency_table import INTEGER, LatencyTable, Operator
 from core.machine import machine_id
 from core.predict import costs, shape_of
 from core.recipe import Recipe, Step
-from core.recipe_latency import layer_times, load_latency, predict_latency, slower_layers
+from core.recipe_latency import layer_times, load_latency, predict_latency, slower_layers, stand_in
 from core.workspace import Workspace
 from tests.forecasts import make_times, write_forecast
 from tests.profiles import resnet
@@ -53,6 +53,18 @@ def test_a_layer_that_gets_slower_is_named() -> None:
     table = replace(TIMES, times={**TIMES.times, odd: 4 * TIMES.times[odd]})
     assert slower_layers(PROFILE, INT8, table) == {"conv1": pytest.approx(1.0)}
     assert slower_layers(PROFILE, INT8, TIMES) == {}
+
+
+def test_layers_of_the_whole_file_stand_in_for_operators_that_were_not_timed() -> None:
+    """Half the channels in and out of 4 ms: a quarter stays, and a quarter of it each for inputs, outputs and both."""
+    timed = replace(PROFILE, layers=tuple(replace(x, latency_ms=4.0) for x in PROFILE.layers))
+    table = stand_in(timed)
+    assert table is not None
+    inner = timed.layer("layer3.0.conv2")
+    for bits in (32, 8):
+        assert table.operator(shape_of(inner, 64, 64), bits) == 4.0
+        assert table.operator(shape_of(inner, 32, 32), bits) == pytest.approx(1 + 0.5 + 0.5 + 0.25)
+    assert stand_in(PROFILE) is None
 
 
 @pytest.mark.parametrize("mode", ["int8_dynamic", "float16"])

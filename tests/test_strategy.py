@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from core.errors import StudioError
-from core.predict import costs
+from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator
+from core.predict import costs, shape_of
 from core.recipe import Recipe, Step
 from core.sensitivity_table import Cell, SensitivityTable
 from core.strategy import DONE, RATIOS, Goal, Strategy, Trial
+from tests.forecasts import make_table
 from tests.profiles import resnet
 
 PROFILE = resnet(1)
@@ -18,11 +20,15 @@ Answers = Callable[[Recipe, float], tuple[float, float]]  # recipe, its share of
 
 
 def play(
-    answers: Answers, goal: Goal | None = None, training: Step | None = None, table: SensitivityTable | None = None
+    answers: Answers,
+    goal: Goal | None = None,
+    training: Step | None = None,
+    table: SensitivityTable | None = None,
+    times: Callable[[str], LatencyTable | None] = lambda kind: None,
 ) -> tuple[list[Trial], str]:
     """All trials, the best kept by the largest gain, and why it ended."""
     goal = goal or Goal(0.005)
-    asking = Strategy(PROFILE, goal, lambda: table, lambda: training).ask()
+    asking = Strategy(PROFILE, goal, lambda: table, lambda: training, times).ask()
     trials: list[Trial] = []
     best, recipe = 1.0, next(asking)
     while True:
@@ -75,6 +81,54 @@ def test_the_exact_plan_of_a_budget_comes_instead_of_even_shares_where_sensitivi
     assert pruned
     assert all(step.record.ratio == 0 and step.layers for step in pruned)
     assert any(not step.layers.get(groups[0]) for step in pruned)
+
+
+def flat(kinds: list[str]) -> Callable[[str], LatencyTable]:
+    """Operators of the kind asked for take 1 ms at any width, those of the other kind as long as their MACs."""
+
+    def times(kind: str) -> LatencyTable:
+        kinds.append(kind)
+        grid = [
+            shape_of(x, a, b) for x in PROFILE.tunable for a in widths(x.in_channels) for b in widths(x.out_channels)
+        ]
+        other = FLOAT if kind == INTEGER else INTEGER
+        return LatencyTable({Operator(s, kind): 1.0 for s in grid} | {Operator(s, other): s.macs / 1e6 for s in grid})
+
+    return times
+
+
+def widths(channels: int) -> list[int]:
+    return [channels] if channels < 16 else [channels // 4, channels // 2, channels]
+
+
+def test_speed_is_planned_by_the_milliseconds_of_the_number_type_and_only_removed_branches_save_any() -> None:
+    """Where every width takes as long, a budget of milliseconds removes branches whole and narrows nothing."""
+    sensitive = make_table(PROFILE)
+    gone = {(g.name, "prune_channels", 1.0) for g in PROFILE.groups if g.branch}
+    cells = sensitive.cells | {key: Cell(*key, kl=1.0) for key in gone}
+    for number_type, quick in ((INTEGER, 2), (FLOAT, 0.5)):
+        kinds: list[str] = []
+        trials, _ = play(
+            lambda recipe, macs, quick=quick: (0.0, (quick if "quantize" in str(recipe) else 1) / macs),
+            table=SensitivityTable({}, cells),
+            times=flat(kinds),
+        )
+        plans = [step for t in trials for step in t.recipe.steps if step.technique == "prune_channels"]
+        assert kinds == [number_type]
+        assert plans
+        assert all(set(step.layers.values()) <= {0.0, 1.0} for step in plans)
+        strongest = max(plans, key=lambda step: sum(step.layers.values()))
+        assert (
+            sum(strongest.layers.values()) == 3
+        )  # every block's branch: 8 of 10 operators were theirs or the stream's
+        assert not any(step.technique == "factorize" for t in trials for step in t.recipe.steps)  # two for one: slower
+
+
+def test_smaller_files_and_fewer_macs_ask_for_no_times() -> None:
+    kinds: list[str] = []
+    for objective in ("size", "macs"):
+        play(smooth, Goal(0.005, objective), times=flat(kinds))
+    assert kinds == []
 
 
 def test_float_is_kept_where_int8_is_slower() -> None:

@@ -19,18 +19,34 @@ Array = NDArray[np.float64]
 def expected_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
     """Share of images expected to be lost. Logits (n, classes) of the original and the changed file; labels y (n,), or
     None to ask for the original's own answers. Equal logits lose 0."""
-    wanted = before.argmax(1) if y is None else y
-    old, new = margins(before, wanted), margins(after, wanted)
-    spread = float(np.sqrt(np.square(new - old).mean()))
-    if not spread > 0:  # not moved, or nothing to choose between
-        return 0.0
-    return float((old > 0).mean() - ndtr(old / spread).mean())
+    return float(expected_losses(before, after, y).mean())
 
 
 def counted_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
     """Share of images lost, counted: those won are set against them where there are labels."""
+    return float(counted_losses(before, after, y).mean())
+
+
+def expected_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> Array:
+    """What each image adds to `expected_loss`, (n,)."""
     wanted = before.argmax(1) if y is None else y
-    return float((before.argmax(1) == wanted).mean() - (after.argmax(1) == wanted).mean())
+    old, new = margins(before, wanted), margins(after, wanted)
+    spread = float(np.sqrt(np.square(new - old).mean()))
+    if not spread > 0:  # not moved, or nothing to choose between
+        return np.zeros(len(old))
+    lost: Array = (old > 0) - ndtr(old / spread)
+    return lost
+
+
+def counted_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> Array:
+    """1 for each image that was lost, -1 for each that was won, (n,)."""
+    wanted = before.argmax(1) if y is None else y
+    return (before.argmax(1) == wanted).astype(np.float64) - (after.argmax(1) == wanted)
+
+
+def standard_error(losses: Array) -> float:
+    """Of their mean."""
+    return float(losses.std() / np.sqrt(len(losses)))
 
 
 def margins(logits: NDArray[np.float32], wanted: NDArray[np.int64]) -> Array:

@@ -208,6 +208,14 @@ def measure_table(
     return LatencyTable(times, threads=threads, batch=batch, block=BLOCK, machine=machine)
 
 
+def expected_seconds(profile: Profile, operators: Sequence[Operator], seconds: float) -> float:
+    """How long timing these operators takes, each as fast per MAC as the model as a whole, behind one that feeds it."""
+    if not profile.latency_ms:
+        return float("inf")
+    slowest = 2 * FEWEST * profile.latency_ms / 1000 / max(profile.macs, 1)
+    return sum(max(seconds, slowest * operator.shape.macs) for operator in operators)
+
+
 def with_affine(table: LatencyTable, sums: Sequence[float], whole_ms: Sequence[float]) -> LatencyTable:
     """The table with its affine step fitted to whole models whose operators sum to `sums`."""
     slope, intercept = fit_affine(np.array(sums), np.array(whole_ms))

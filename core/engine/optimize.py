@@ -22,7 +22,7 @@ from core.engine import evaluate, latency
 from core.engine.data import Data, Images, to_tensor
 from core.engine.formats.onnx_facts import file_facts
 from core.engine.identity import candidate_id
-from core.engine.judge import counted_loss, expected_loss
+from core.engine.judge import counted_losses, expected_losses, standard_error
 from core.engine.models import Model
 from core.engine.run import Built, build, measure
 from core.errors import ModelError, RecipeError
@@ -134,14 +134,16 @@ class Search:
         return trial
 
     def _judge(self, recipe: Recipe, file: Path, report: Report) -> tuple[Trial, Row]:
-        """Loss on the validation images, gain over the original, and whether that beats the best."""
+        """Loss on the validation images, gain over the original, and whether that beats the best. The loss is within
+        what is allowed if a standard error more would be: of many trials those whose luck was best come through."""
         after = evaluate.predict(file, self.judged, self.model.card, report)
-        loss = (counted_loss if trains(recipe) else expected_loss)(self.before, after, self.judged.y)
+        losses = (counted_losses if trains(recipe) else expected_losses)(self.before, after, self.judged.y)
+        loss, error = float(losses.mean()), standard_error(losses)
         timing, (size, macs) = self.timed(self.original, file), self.costs(file)
         before = self.costs(self.original)
         gains = {"latency": timing.speedup, "size": before[0] / size, "macs": before[1] / macs}
-        gain, within = gains[self.goal.objective], loss <= self.goal.drop
-        why = f"Loses {100 * loss:.2f} points, allowed are {100 * self.goal.drop:g}."
+        gain, within = gains[self.goal.objective], loss + error <= self.goal.drop
+        why = f"Loses {100 * loss:.2f} ± {100 * error:.2f} points, allowed are {100 * self.goal.drop:g}."
         if within:
             why = self._why_not(file, gain, timing)
         row = Row(recipe.title, loss, size, macs, timing.speedup, not why, why or "Best so far.")

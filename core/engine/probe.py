@@ -77,7 +77,7 @@ def _features(module: nn.Module, last: nn.Linear, images: Images, card: ModelCar
 
 
 def _descend(last: nn.Linear, features: Tensor, y: Tensor) -> None:
-    """L-BFGS on cross-entropy with classes (n,) or probabilities (n, classes) `y`, with zeros of a pruned layer held at zero."""
+    """L-BFGS on cross-entropy, with zeros of a pruned layer held at zero; `y` (n,) classes or (n, classes) shares."""
     features = features.to(device())
     weight, bias = last.weight.detach().to(device()), _bias(last).to(device())
     alive = surviving(last.weight)

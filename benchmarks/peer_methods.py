@@ -1,0 +1,244 @@
+"""What stands beside each other in benchmarks.peers: each makes an ONNX file of the same model from the same images.
+
+Peers by their own defaults: ONNX Runtime's quantizer, NNCF, Neural Compressor; torch-pruning's group-norm pruner, the
+same share of every group, alone and with the fine-tuning of its examples; Tucker-2 by tensorly. Ours are recipes; the
+widths come from the sensitivity table at the budget of MACs and no label is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.choices import Choices
+from core.engine.batches import batches
+from core.engine.data import Data, to_input, to_tensor
+from core.engine.formats import onnx_writer
+from core.engine.formats.onnx_facts import file_facts
+from core.engine.models import Model
+from core.engine.optimize import estimate_epoch
+from core.engine.perturb import describe
+from core.engine.profile import profile
+from core.engine.run import build
+from core.engine.schedule import Plan
+from core.engine.sensitivity import measure_cells
+from core.engine.surgery import copy_model, kind_of, replace_layer
+from core.plan import steps_of
+from core.recipe import Recipe, Step
+
+IMAGES = 256  # calibration images, the same for all
+TABLE_IMAGES = 64
+WIDTHS = tuple(i / 16 for i in range(1, 16))
+TP_RATE, TP_DECAY = 0.01, 5e-4  # of torch-pruning's own example on CIFAR-10
+EPOCHS = 20  # the most that ours takes in the time
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every method gets."""
+
+    model: Model
+    data: Data
+    original: Path
+    folder: Path
+    share: float  # of the MACs that structure may keep
+    seconds: float  # of processor time that training may take
+
+    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        """The calibration images, one at a time, as every quantizer takes them."""
+        for row in to_input(self.data.calibration.x[:IMAGES], self.model.card):
+            yield {"input": row[None]}
+
+    def macs(self, file: Path) -> int:
+        return file_facts(file, self.model.card.input_shape).macs
+
+    @cached_property
+    def plan(self) -> tuple[Step, ...]:
+        """Channels to remove, by the exact plan of the budget."""
+        about = profile(self.model, self.original)
+        few = self.data.calibration.take(slice(0, 128))
+        network = describe(self.model.module, self.model.card, about, few)
+        x = to_tensor(self.data.calibration.x[:TABLE_IMAGES], self.model.card)
+        path = self.folder / "table.jsonl"
+        table = measure_cells(network, x, None, path, {}, techniques=("prune_channels",))
+        return steps_of(
+            Choices(about, table, {"prune_channels": WIDTHS}).spend({"macs": self.share * about.macs}).levels
+        )
+
+
+Make = Callable[[Job], Path]
+
+
+def ort_default(job: Job) -> Path:
+    """`quantize_static` as it comes, after the preprocessing that its documentation asks for."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rows = job.feeds()
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    quant_pre_process(str(job.original), str(job.folder / "pre.onnx"))
+    quantize_static(str(job.folder / "pre.onnx"), str(job.folder / "ort.onnx"), Reader())
+    return job.folder / "ort.onnx"
+
+
+def nncf_int8(job: Job) -> Path:
+    import nncf
+
+    made = nncf.quantize(onnx.load(job.original), nncf.Dataset(list(job.feeds())), subset_size=IMAGES)
+    onnx.save(made, job.folder / "nncf.onnx")
+    return job.folder / "nncf.onnx"
+
+
+def openvino_int8(job: Job) -> Path:
+    """The same quantizer for OpenVINO's own runtime."""
+    import nncf
+    import openvino
+
+    network = openvino.convert_model(job.original)
+    made = nncf.quantize(network, nncf.Dataset([feed["input"] for feed in job.feeds()]), subset_size=IMAGES)
+    openvino.save_model(made, job.folder / "openvino.xml")
+    return job.folder / "openvino.xml"
+
+
+def neural_compressor(job: Job) -> Path:
+    from neural_compressor import PostTrainingQuantConfig, quantization
+
+    class Loader:
+        batch_size = 1
+
+        def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+            return ((feed["input"], 0) for feed in job.feeds())
+
+    made = quantization.fit(str(job.original), PostTrainingQuantConfig(), calib_dataloader=Loader())
+    made.save(str(job.folder / "inc.onnx"))
+    return job.folder / "inc.onnx"
+
+
+def pruned_by_torch_pruning(job: Job, criterion: str = "MagnitudeImportance") -> nn.Module:
+    """At the largest share of MACs that is at most the budget."""
+    import torch_pruning as tp
+
+    module, example = job.model.module, torch.zeros(1, *job.model.card.input_shape)
+    whole, _ = tp.utils.count_ops_and_params(module, example)  # BatchNorm is folded already
+    last = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    for ratio in np.linspace(0.02, 0.9, 45):
+        net = copy_model(module)
+        ignored = [n for m, n in zip(module.modules(), net.modules(), strict=True) if m is last]
+        importance = getattr(tp.importance, criterion)()
+        pruner = tp.pruner.MetaPruner(
+            net, example, importance=importance, pruning_ratio=float(ratio), ignored_layers=ignored
+        )
+        pruner.step()
+        if tp.utils.count_ops_and_params(net, example)[0] <= job.share * whole:
+            break
+    return net  # type: ignore[no-any-return]
+
+
+def torch_pruning(job: Job) -> Path:
+    onnx_writer.export(pruned_by_torch_pruning(job), job.model.card, job.folder / "tp.onnx")
+    return job.folder / "tp.onnx"
+
+
+def torch_pruning_trained(job: Job) -> Path:
+    """Then trained on the labels as its examples do, for the time given: SGD, shifts and mirrors, a falling rate."""
+    net, data, card = pruned_by_torch_pruning(job).train(), job.data, job.model.card
+    optimizer = torch.optim.SGD(net.parameters(), TP_RATE, momentum=0.9, weight_decay=TP_DECAY)
+    plan, began, epoch = Plan(1, TP_RATE, shift=4, flip=data.card.flip), time.process_time(), 0
+    while (spent := time.process_time() - began) < job.seconds:
+        for batch in batches(data.train, card, plan, epoch, 0):
+            for group in optimizer.param_groups:
+                group["lr"] = TP_RATE * 0.5 * (1 + np.cos(np.pi * min(1.0, spent / job.seconds)))
+            optimizer.zero_grad()
+            F.cross_entropy(net(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if (spent := time.process_time() - began) >= job.seconds:
+                break
+        epoch += 1
+    onnx_writer.export(net.eval(), card, job.folder / "tp_trained.onnx")
+    return job.folder / "tp_trained.onnx"
+
+
+def tucker(job: Job) -> Path:
+    """tensorly's partial Tucker of every convolution over more than a pixel, at the share of channels that fits."""
+    from tensorly.decomposition import partial_tucker
+
+    whole, file, layers = job.macs(job.original), job.folder / "tucker.onnx", dict(job.model.module.named_modules())
+    fit = [n for n, m in layers.items() if kind_of(m) == "conv" and max(m.kernel_size) > 1 and m.in_channels > 3]
+    if not fit:
+        raise ValueError("no convolution has more than one pixel and three channels to factorize")
+    for kept in np.linspace(0.95, 0.1, 18):
+        twin = copy_model(job.model.module)
+        for name in fit:
+            replace_layer(twin, name, _tucker_layer(layers[name], float(kept), partial_tucker))
+        onnx_writer.export(twin, job.model.card, file)
+        if job.macs(file) <= job.share * whole:
+            break
+    return file
+
+
+def _tucker_layer(layer: Any, kept: float, partial_tucker: Callable[..., Any]) -> nn.Sequential:
+    ranks = [max(1, round(kept * c)) for c in (layer.out_channels, layer.in_channels)]
+    (core, (outer, inner)), _ = partial_tucker(layer.weight.detach().numpy(), rank=ranks, modes=[0, 1])
+    parts = nn.Sequential(
+        nn.Conv2d(layer.in_channels, ranks[1], 1, bias=False),
+        nn.Conv2d(ranks[1], ranks[0], layer.kernel_size, layer.stride, layer.padding, bias=False),
+        nn.Conv2d(ranks[0], layer.out_channels, 1, bias=layer.bias is not None),
+    )
+    for part, weight in zip(parts, (inner.T[:, :, None, None], core, outer[:, :, None, None]), strict=True):
+        part.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(weight)))
+    if layer.bias is not None:
+        parts[2].bias = nn.Parameter(layer.bias.detach().clone())
+    return parts
+
+
+def ours(*numbers: Step, plan: bool = False, train: bool = False) -> Make:
+    """A recipe of ours: the planned channels, training for the time given, then number types."""
+
+    def make(job: Job) -> Path:
+        steps, data = (*(job.plan if plan else ()), *numbers), job.data
+        if train:
+            epoch = estimate_epoch(job.model, data)
+            share = min(1.0, job.seconds / epoch)  # less than one pass: over fewer images
+            data = replace(data, train=data.train.take(slice(0, round(share * len(data.train)))))
+            epochs = max(1, min(EPOCHS, int(job.seconds / epoch)))
+            steps = (*job.plan, Step("distill", {"epochs": epochs}), *numbers)
+        name = "-".join(step.technique for step in steps)
+        return build(Recipe(steps), job.model, replace(data, test=data.test.take(slice(0, 0))), job.folder / name).file
+
+    return make
+
+
+INT8, FOUR_BITS = Step("quantize"), Step("quantize_weights")
+METHODS: dict[str, Make] = {
+    "nothing: the dense model": lambda job: job.original,
+    "int8, ONNX Runtime's defaults": ort_default,
+    "int8, NNCF": nncf_int8,
+    "int8, OpenVINO": openvino_int8,
+    "int8, Neural Compressor": neural_compressor,
+    "int8, ours": ours(INT8),
+    "weights of 4 bits, ours": ours(FOUR_BITS),
+    "Tucker-2, tensorly": tucker,
+    "channels, torch-pruning L2": torch_pruning,
+    "channels, ours": ours(plan=True),
+    "channels and int8, ours": ours(INT8, plan=True),
+}
+TRAINED: dict[str, Make] = {
+    "channels, trained, torch-pruning": torch_pruning_trained,
+    "channels, trained, ours": ours(plan=True, train=True),
+    "channels, trained, int8, ours": ours(INT8, plan=True, train=True),
+}
