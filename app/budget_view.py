@@ -24,9 +24,10 @@ from core.errors import StudioError
 from core.forecast import Forecast
 from core.latency_table import LatencyTable
 from core.layers import Profile
+from core.options import PruneChannels
 from core.plan import plan_of
 from core.recipe import Recipe
-from core.sensitivity_table import LEVELS
+from core.sensitivity_table import LEVELS, SensitivityTable
 from core.spending import KINDS, PEAK
 
 TITLES = {"macs": "MACs", "weight_bytes": "Weights", "latency_ms": "Latency", PEAK: "Peak memory"}
@@ -57,7 +58,6 @@ FIRST = {
 ALL = {**dict(WAYS.values()), "prune_weights": LEVELS["prune_weights"], "quantize": (8.0,)}
 PREDICTED = inline_badge("predicted")  # for the plans that were tried too: they were chosen by it, and not exported
 NOTHING = 0.001  # of the original's cost: below it a change is free
-MULTIPLE = 8  # of widths, where no step says otherwise
 
 
 def panel(now: State, profile: Profile, known: Forecast | None, table: LatencyTable | None) -> None:
@@ -106,11 +106,13 @@ def choices(
 ) -> Choices:
     """What may be chosen from. Held are the locked sliders, and all that the chosen ways do not decide."""
     levels = dict(WAYS[way] for way in ways) if ways is not None else ALL
-    multiple = next((s.record.multiple for s in now.recipe.steps if s.technique == "prune_channels"), MULTIPLE)
+    pruning = next((s.record for s in now.recipe.steps if s.technique == "prune_channels"), PruneChannels())
+    sensitivity = known.table.repaired if pruning.repair else known.table
     plan, _ = plan_of(profile, now.recipe)
     held = {key: plan.get(key, float(CATALOG[key[1]].neutral)) for key in now.locks}
     others = {key: level for key, level in plan.items() if key[1] not in levels}
-    open_choices = _open_choices(known, table, tuple((k, tuple(v)) for k, v in levels.items()), multiple)
+    ladders = tuple((k, tuple(v)) for k, v in levels.items())
+    open_choices = _open_choices(known.profile, sensitivity, table, ladders, pruning.multiple)
     integers = not any(s.technique == "quantize_weights" for s in now.recipe.active)
     return replace(open_choices, locked={**others, **held}, integers=integers)
 
@@ -118,12 +120,16 @@ def choices(
 @st.cache_resource(
     max_entries=16,
     show_spinner=False,
-    hash_funcs={Forecast: lambda known: id(known.table), LatencyTable: id},  # kept alive by what is cached
+    hash_funcs={Profile: id, SensitivityTable: id, LatencyTable: id},  # kept alive by what is cached
 )
 def _open_choices(
-    known: Forecast, table: LatencyTable | None, levels: tuple[tuple[str, tuple[float, ...]], ...], multiple: int
+    profile: Profile,
+    sensitivity: SensitivityTable,
+    table: LatencyTable | None,
+    levels: tuple[tuple[str, tuple[float, ...]], ...],
+    multiple: int,
 ) -> Choices:
-    return Choices(known.profile, known.table, dict(levels), latency=table, multiple=multiple)
+    return Choices(profile, sensitivity, dict(levels), latency=table, multiple=multiple)
 
 
 def _spend(now: State, open_choices: Choices, known: Forecast, limits: dict[str, float]) -> None:

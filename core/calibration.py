@@ -89,8 +89,11 @@ class Calibration:
 
     @cached_property
     def _widths(self) -> tuple[float, float]:
-        """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all."""
-        errors, far = np.abs(self.left_out - self.estimate) / (self.left_out + FLOOR), self.left_out >= NEAR
+        """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all.
+
+        Against the loss as counted, noise and all: that is what will be measured.
+        """
+        errors, far = np.abs(self.left_out - self.drop) / (self.left_out + FLOOR), self.left_out >= NEAR
         near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
         return near, away
 

@@ -116,7 +116,8 @@ class Forecast:
 
     def kl_of(self, plan: Plan, left: Mapping[str, float]) -> float:
         """Summed KL of a plan in nats, of each technique's the share that is left."""
-        return sum(left.get(key[1], 1.0) * (self.table.kl(*key, level) or 0.0) for key, level in plan.items())
+        table = self.table.repaired
+        return sum(left.get(key[1], 1.0) * (table.kl(*key, level) or 0.0) for key, level in plan.items())
 
     @cached_property
     def left(self) -> dict[str, float]:
@@ -147,7 +148,7 @@ class Forecast:
         """None before there is anything to judge by."""
         if not self.checks:
             return None
-        rows = np.array([(c.predicted, c.point.estimate, c.half_width) for c in self.checks])
+        rows = np.array([(c.predicted, c.point.drop, c.half_width) for c in self.checks])
         predicted, measured, wide = rows.T
         errors = np.abs(predicted - measured)
         ranks = np.corrcoef(rank(predicted), rank(measured))[0, 1] if np.ptp(predicted) and np.ptp(measured) else 0.0

@@ -67,7 +67,7 @@ def front(forecast: Forecast, axis: str, multiple: int = 8, latency: LatencyTabl
         return ()
     if axis == "latency" and latency is None:
         return ()
-    choices = Choices(forecast.profile, forecast.table, levels, latency=latency, multiple=multiple)
+    choices = Choices(forecast.profile, forecast.table.repaired, levels, latency=latency, multiple=multiple)
     if not choices.items({}):  # nothing that could be spent on is measured yet
         return ()
     made = []

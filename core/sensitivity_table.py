@@ -15,7 +15,7 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import exp, log
 from pathlib import Path
@@ -78,6 +78,7 @@ class Cell:
     fisher: float | None = None  # E[(gradient · change)²] over images, tier 0
     weight_error: float | None = None  # squared change of the weights, relative to their square, tier 0
     kl: float | None = None  # nats, tier 1
+    kl_repaired: float | None = None  # the same with the layers behind removed channels solved again, each alone
     accuracy_loss: float | None = None  # share of images, on labels
     sqnr_db: float | None = None  # of the logits
     cosine: float | None = None  # of the features before the last layer, mean over images
@@ -127,6 +128,12 @@ class SensitivityTable:
             amounts, values = zip(*sorted(found), strict=True)
             curves[key] = Curve(amounts, tuple(pool_violators(np.array(values)).tolist()))
         return curves
+
+    @cached_property
+    def repaired(self) -> SensitivityTable:
+        """The table for recipes that make up for what they remove: where both were measured, what repair leaves."""
+        left = {k: c if c.kl_repaired is None else replace(c, kl=c.kl_repaired) for k, c in self.cells.items()}
+        return SensitivityTable(self.about, left)
 
     def kl(self, layer: str, technique: str, level: float) -> float | None:
         """KL in nats that this setting alone causes; None when its layer was not measured."""

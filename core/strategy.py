@@ -173,7 +173,7 @@ class Strategy:
         if table is None or not any(key[1] == "prune_channels" for key in table.curves):
             return []
         levels = {"prune_channels": LEVELS["prune_channels"]}
-        choices, steps = Choices(self.profile, table, levels, latency=self.operators, multiple=8), []
+        choices, steps = Choices(self.profile, table.repaired, levels, latency=self.operators, multiple=8), []
         kind = "latency_ms" if self.operators else self.kind
         whole = choices.cost_of({})[KINDS.index(kind)]
         for share in BUDGETS:

@@ -87,7 +87,7 @@ def test_the_interval_grows_with_the_loss() -> None:
     """Ten points whose left-out errors are a tenth of the predicted loss and FLOOR: so is the half-width."""
     known = Calibration(points(10))
     known.__dict__["left_out"] = np.geomspace(0.001, 0.09, 10)
-    known.estimate[:] = 1.1 * known.left_out + 0.1 * FLOOR
+    known.drop[:] = 1.1 * known.left_out + 0.1 * FLOOR
     assert known.width(0.02) == pytest.approx(0.1 * (0.02 + FLOOR))
     assert known.width(0.08) == pytest.approx(0.1 * (0.08 + FLOOR))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine.context import Context
-from core.engine.data import Images
+from core.engine.data import Images, to_tensor
 from core.engine.perturb import (
     Network,
     describe,
@@ -21,6 +22,7 @@ from core.engine.perturb import (
     least_important,
     perturb,
     reconstruct,
+    repair,
     sparsify,
     swapped,
     to_matrix,
@@ -145,6 +147,33 @@ def test_removed_channels_answer_like_the_smaller_network(net: Net, network: Net
             torch.testing.assert_close(net(images(4)), expected)
 
 
+@pytest.mark.parametrize("removed", [0, 3])
+def test_what_others_can_take_over_is_foreseen_exactly(net: Net, network: Network, removed: int) -> None:
+    """Channel 0 is half of channel 1, channel 3 always the same: weights make up for one, the bias for the other."""
+    with torch.no_grad():
+        net.inner.weight[0], net.inner.bias[0] = net.inner.weight[1] / 2, net.inner.bias[1] / 2
+        net.inner.weight[3], net.inner.bias[3] = 0.0, 2.0
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    importance = {**network.importance, "inner": np.where(np.arange(4) == removed, 0.0, 1.0)}
+    network = replace(describe(net, CARD, PROFILE, Images(pixels, None)), importance=importance)
+    x = to_tensor(pixels, CARD)
+    with torch.no_grad():
+        expected = net(x)
+        with swapped(net, perturb(network, {("inner", "prune_channels"): 0.25})):
+            harm = (net(x) - expected).abs().max()
+        with swapped(net, *repair(network, "inner", 0.25)):
+            assert (net(x) - expected).abs().max() < 0.01 * harm
+
+
+def test_a_consumer_of_which_nothing_was_observed_only_loses_channels(network: Network) -> None:
+    blind = replace(network, reads={})
+    weights, biases = repair(blind, "stem", 0.5)
+    plain = perturb(blind, {("stem", "prune_channels"): 0.5})
+    assert not biases
+    assert weights.keys() == plain.keys() == {"inner", "pick"}
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+
+
 def test_the_smallest_filters_go_first(net: Net) -> None:
     """Summed over the layers that make and read the same channels: channel 2 of the stem has the smallest weights."""
     with torch.no_grad():
@@ -255,6 +284,9 @@ def test_measures_by_hand_and_without_labels(net: Net, network: Network, tmp_pat
     assert {c.kl for c in blind.cells.values()} == {c.kl for c in table.cells.values()}
     assert all(c.accuracy_loss is None and c.fisher is not None for c in blind.cells.values())
     assert table.progress(len(settings(PROFILE))) == 1.0
+    pairs = np.array([(c.kl, c.kl_repaired) for c in table.cells.values() if c.technique == "prune_channels"])
+    assert pairs[:, 1].mean() < 0.8 * pairs[:, 0].mean()
+    assert all(c.kl_repaired is None for c in table.cells.values() if c.technique != "prune_channels")
 
 
 def test_a_deeper_network_is_measured_on_fewer_images_but_never_on_few() -> None:

@@ -72,3 +72,16 @@ def test_tiers_meet_in_one_cell_and_a_half_line_is_measured_again(tmp_path: Path
     assert table.progress(2) == 0.5
     append_lines(path, [{"layer": "b", "technique": "quantize", "level": 8, "kl": 0.1}])
     assert [row.get("layer") for row in read_lines(path)] == [None, "a", "a", "b"]
+
+
+def test_a_repaired_recipe_reads_what_repair_leaves_where_that_was_measured() -> None:
+    cells = (
+        Cell("a", "prune_channels", 0.5, kl=0.1, kl_repaired=0.02),
+        Cell("b", "prune_channels", 0.5, kl=0.3),
+        Cell("a", "quantize", 4, kl=0.05),
+    )
+    table = SensitivityTable({}, {(c.layer, c.technique, c.level): c for c in cells})
+    for known, (first, *others) in ((table, (0.1, 0.3, 0.05)), (table.repaired, (0.02, 0.3, 0.05))):
+        assert known.kl("a", "prune_channels", 0.5) == pytest.approx(first)
+        found = known.kl("b", "prune_channels", 0.5), known.kl("a", "quantize", 4)
+        assert found == pytest.approx(others)

@@ -79,7 +79,7 @@ def calibrate(
     """
     todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
     if subject:
-        todo += [(plan, True) for plan in calibration_plans(network.profile, table, mended=True)]
+        todo += [(plan, True) for plan in calibration_plans(network.profile, table.repaired, mended=True)]
     rows = read_lines(path)
     if not rows or rows[0].get("about") != dict(about):
         path.unlink(missing_ok=True)

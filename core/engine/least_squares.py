@@ -14,7 +14,9 @@ as the only unknowns, Optimal Brain Compression, Frantar & Alistarh 2022.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # shares of the mean of A's diagonal
 ROWS = 50  # rows kept for each unknown of an output channel: more add time, not accuracy
+OBSERVED, WIDEST = 4, 4608  # rows of a batch for each unknown, and most unknowns, of what is only forecast
 STEPS = 100  # of conjugate gradients, for layers with zeros to keep
 
 
@@ -98,6 +101,36 @@ class Normal:
         """Mean squared error with `change` (groups, d, o), less that without; below 0 is better. Best bias assumed."""
         a, b = self.centred()
         return float((change * (a @ change - 2 * b)).sum())
+
+
+def observe(module: nn.Module, layers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Normal]:
+    """Sums over what each of these layers reads (r has no columns); layers in groups and very wide ones are left out.
+
+    A few rows from everywhere suffice: they are for a forecast, and `solve` pulls toward the weights as they are.
+    """
+    found: dict[str, Normal] = {}
+    chance = torch.Generator().manual_seed(0)
+
+    def look(name: str, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rows = torch.randperm(output.numel() // len(layer.weight), generator=chance)
+        u = patches(layer, inputs[0], rows[: OBSERVED * layer.weight[0].numel()])
+        seen = Normal.of(u, u.new_zeros(*u.shape[:2], 0), shifts=layer.bias is not None)
+        found[name] = found[name] + seen if name in found else seen
+
+    hooks = []
+    for name in layers:
+        part = module.get_submodule(name)
+        whole = isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
+        if whole and part.weight[0].numel() <= WIDEST:
+            hooks.append(part.register_forward_hook(partial(look, name)))
+    try:
+        with torch.inference_mode():
+            for x in batches:
+                module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def solve(normal: Normal, ridge: float, free: Tensor | None = None) -> Tensor:

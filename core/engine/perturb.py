@@ -2,13 +2,16 @@
 
 Removing channels equals zeroing the weights with which their consumers read them, whatever lies between: activation,
 normalization or a residual sum. So every technique replaces weights in place and the network keeps its shape.
+
+What repair will leave of that is foreseen by solving each consumer alone, on what it reads in the whole network; the
+technique itself solves one layer after the other on the narrowed one (`core/engine/reconstruct.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +20,9 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine.context import Context, Report, silent
-from core.engine.data import Images
+from core.engine.data import Images, to_tensor
 from core.engine.graph import trace
+from core.engine.least_squares import Normal, as_matrix, as_weight, observe, solve
 from core.engine.techniques.factorize import measure_moments, split_matrix
 from core.engine.techniques.prune_channels import score
 from core.layers import Layer, Profile, width_after
@@ -26,6 +30,8 @@ from core.ranks import linear_rank, spatial_rank
 from core.sensitivity_table import Plan
 
 Weights = dict[str, Tensor]  # layer → its new weight
+BATCH = 32
+RIDGE = 1e-4  # few rows are observed of what is only forecast
 ORDER = ("factorize", "prune_channels", "prune_weights", "quantize")
 
 
@@ -37,6 +43,7 @@ class Network:
     profile: Profile
     importance: Mapping[str, NDArray[np.float64]]  # open group → (channels,)
     factors: Mapping[str, tuple[Tensor, Tensor]]  # conv or linear layer → (n, r), (r, m), best rank first
+    reads: Mapping[str, Normal] = field(default_factory=dict)  # consumer of an open group → sums over its inputs
 
 
 def describe(module: nn.Module, card: ModelCard, profile: Profile, images: Images, report: Report = silent) -> Network:
@@ -49,7 +56,10 @@ def describe(module: nn.Module, card: ModelCard, profile: Profile, images: Image
     for name in parts:
         matrix = to_matrix(weight_of(module, name)).double()
         factors[name] = split_matrix(matrix, min(matrix.shape), moments.get(name))
-    return Network(module, profile, score(module, structure, list(structure.open), "l2", context), factors)
+    readers = {layer.name for group in structure.open for layer in consumers(profile, group.name)}
+    batches = (to_tensor(images.x[i : i + BATCH], card) for i in range(0, len(images), BATCH))
+    reads = observe(module, readers, batches)
+    return Network(module, profile, score(module, structure, list(structure.open), "l2", context), factors, reads)
 
 
 def splittable(profile: Profile) -> list[Layer]:
@@ -84,6 +94,38 @@ def remove_channels(weight: Tensor, layer: Layer, profile: Profile, group: str, 
         return weight.masked_fill(dead.view(-1, 1, 1, 1), 0.0)
     rows = dead.view(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
     return weight.masked_fill(rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)), 0.0)
+
+
+def repair(network: Network, group: str, ratio: float) -> tuple[Weights, Weights]:
+    """(weights, biases) of the consumers of a group that lost channels, each solved so that it gives what it gave.
+
+    A consumer of which nothing was observed loses the channels and stays as it is.
+    """
+    module, removed = network.module, least_important(network, group, ratio)
+    weights, biases = Weights(), Weights()
+    for layer in consumers(network.profile, group):
+        part, before = module.get_submodule(layer.name), weight_of(module, layer.name)
+        weights[layer.name] = remove_channels(before, layer, network.profile, group, removed)
+        known = network.reads.get(layer.name)
+        if known is None:
+            continue
+        assert isinstance(part, nn.Conv2d | nn.Linear)
+        lost = as_matrix(part, (before - weights[layer.name]).double())  # (1, d, o)
+        kept = (remove_channels(torch.ones_like(before), layer, network.profile, group, removed)[0] > 0).flatten()
+        left = Normal(
+            known.count,
+            known.u[:, kept],
+            known.u @ lost[0],
+            known.uu[:, kept][:, :, kept],
+            known.uu[:, kept] @ lost,
+        )
+        change = solve(left, RIDGE) if bool(kept.any()) else left.ur
+        matrix = as_matrix(part, weights[layer.name]).clone()
+        matrix[:, kept] += change.float()
+        weights[layer.name] = as_weight(part, matrix)
+        if part.bias is not None:
+            biases[layer.name] = part.bias.detach() + left.shift(change).flatten().float()
+    return weights, biases
 
 
 def sparsify(weight: Tensor, sparsity: float) -> Tensor:
@@ -154,13 +196,16 @@ def consumers(profile: Profile, group: str) -> list[Layer]:
 
 
 @contextmanager
-def swapped(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The module with these weights in place of its own, for the length of the block."""
-    kept = {name: weight_of(module, name) for name in weights}
+def swapped(module: nn.Module, weights: Weights, biases: Weights | None = None) -> Iterator[None]:
+    """The module with these weights (and biases) in place of its own, for the length of the block."""
+    new = [(name, "weight", value) for name, value in weights.items()]
+    new += [(name, "bias", value) for name, value in (biases or {}).items()]
+    places = [(module.get_submodule(name), kind) for name, kind, _ in new]
+    kept = [getattr(part, kind).data for part, kind in places]
     try:
-        for name, weight in weights.items():
-            module.get_submodule(name).weight.data = weight
+        for (part, kind), (_, _, value) in zip(places, new, strict=True):
+            getattr(part, kind).data = value
         yield
     finally:
-        for name, weight in kept.items():
-            module.get_submodule(name).weight.data = weight
+        for (part, kind), value in zip(places, kept, strict=True):
+            getattr(part, kind).data = value

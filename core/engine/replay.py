@@ -34,9 +34,9 @@ class Replay:
                 self._keep(layers)
         self.logits, self.features = self.run({})
 
-    def run(self, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes), and what the last linear layer reads, with these weights swapped in."""
-        with torch.inference_mode(), swapped(self.module, weights):
+    def run(self, weights: Weights, biases: Weights | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes), and what the last linear layer reads, with these weights and biases swapped in."""
+        with torch.inference_mode(), swapped(self.module, weights, biases):
             if self.graph is None:
                 logits = self.module(self.x)
                 return logits, logits

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.engine.context import Report, silent
-from core.engine.perturb import Network, consumers, perturb, splittable, weight_of
+from core.engine.perturb import Network, consumers, perturb, repair, splittable, weight_of
 from core.engine.replay import Replay
 from core.layers import Layer, Profile
 from core.sensitivity_table import (
@@ -41,7 +41,7 @@ SMALLEST_BATCH = 8
 IMAGES, LEAST_IMAGES = 64, 16
 LAYERS = 22  # a deeper network is measured on fewer images, so that time grows with its layers, not with their square
 TEMPERATURE = 2.0  # that the answers are softened by
-VERSION = 2  # of what a cell means: tables of another are measured anew
+VERSION = 3  # of what a cell means: tables of another are measured anew
 PATCHES = 16  # images whose unfolded patches are held at once: they stay in the cache
 
 
@@ -166,6 +166,8 @@ def measure_cells(
             continue
         report(i / len(todo), f"Measuring {layer}, {technique} at {level:g}")
         measures = compare(replay, *replay.run(perturb(network, {(layer, technique): level})), labels)
+        if technique == "prune_channels":
+            measures["kl_repaired"] = compare(replay, *replay.run(*repair(network, layer, level)), None)["kl"]
         append_lines(path, [row_of(Cell(layer, technique, level, **measures))])
     report(1.0, "Sensitivity measured")
     table = read_table(path)
