@@ -24,6 +24,7 @@ CANDIDATES = (
     Column("Size", "File size (MB)", words="{:.3f}".format),
     Column("Parameters", "Parameters (thousands)", words="{:.1f}".format),
     Column("MACs", "MACs (millions)", words="{:.2f}".format),
+    Column("Peak memory", "Peak memory (kB)", "Of activations, one image.", "{:.1f}".format),
     Column("Latency", "Latency (ms)", "Batch 1, 1 thread, median.", "{:.3f}".format),
     Column("Speed", "Speed-up", "Original's time / its time, interleaved runs, median.", "{:.2f}×".format),
     Column("Took", help="From start to verified result.", words=duration),

@@ -11,7 +11,7 @@ import streamlit as st
 from app import columns, compare_charts, tables
 from app.components.data_table import data_table
 from app.components.graph_pair import graph_pair
-from app.figures import show_figure
+from app.figures import PEAK, show_figure
 from app.netron import LEASES, graph_address
 from app.plot import plot
 from app.state import State, workspace
@@ -94,6 +94,8 @@ def figures(pair: Pair) -> None:
         show_figure("File size", tables.size(after.size_bytes), "exact", _change(before.size_bytes, after.size_bytes))
         show_figure("Parameters", tables.count(after.params), "exact", _change(before.params, after.params))
         show_figure("MACs", tables.count(after.macs), "exact", _change(before.macs, after.macs))
+        change = _change(before.peak_bytes, after.peak_bytes)
+        show_figure("Peak memory", tables.size(after.peak_bytes), "exact", change, PEAK)
     latency(pair)
 
 

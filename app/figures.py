@@ -29,9 +29,12 @@ def show_figure(label: str, value: str, word: str, detail: str, help: str = "") 
         st.caption(detail)
 
 
+PEAK = "The largest sum of tensors alive at once when operators run in the file's order. Weights are not in it."
+
+
 def show_figures(profile: Profile, scores: Scores | None) -> None:
-    """The five figures a model is known by. Accuracy waits for labelled data."""
-    with st.grid(5, min_column_width=140):
+    """The figures a model is known by. Accuracy waits for labelled data."""
+    with st.grid(6, min_column_width=130):
         _show_accuracy(scores)
         show_figure(
             "Parameters", count(profile.params), "exact", "counted over all layers", "Numbers the model has learned."
@@ -44,6 +47,7 @@ def show_figures(profile: Profile, scores: Scores | None) -> None:
             "Multiply-accumulate operations: one multiplication and one addition count as one MAC.",
         )
         show_figure("File size", size(profile.file_bytes), "exact", "the ONNX file", "1 MB is 1,000,000 bytes.")
+        show_figure("Peak memory", size(profile.peak_bytes), "exact", "activations, one image", PEAK)
         if profile.latency_ms is not None:
             show_figure(
                 "Latency",

@@ -35,6 +35,7 @@ AXES: dict[str, Axis] = {
     for axis in (
         Axis("macs", "MACs", "million", 1e-6, "fewer MACs", "as many MACs"),
         Axis("size_bytes", "File size", "kB", 1e-3, "smaller", "of the same size"),
+        Axis("peak_bytes", "Peak memory", "kB", 1e-3, "less memory", "as much memory"),
         Axis("params", "Parameters", "thousand", 1e-3, "fewer parameters", "as many parameters"),
         Axis("latency", "Latency, batch 1, 1 thread", "% of the original's", 100.0, "less time", "as fast"),
     )

@@ -30,7 +30,7 @@ def choose_axis(key: str) -> Axis:
 def ask_limits(axis: Axis, measure: str) -> Limits:
     """Two numbers that a person may leave empty."""
     with st.container(horizontal=True, key="limits"):
-        unit = axis.unit if axis.key in ("size_bytes", "latency") else f"{axis.unit} {axis.title}"
+        unit = axis.unit if axis.key in ("size_bytes", "peak_bytes", "latency") else f"{axis.unit} {axis.title}"
         more: dict[str, Any] = {"min_value": 0.0, "placeholder": "no limit", "width": 260, "persist_state": "session"}
         most = st.number_input(f"At most ({unit})", value=None, key=f"most-{axis.key}", **more)
         least = st.number_input(f"At least (% {measure})", value=None, max_value=100.0, key="least", **more)

@@ -134,6 +134,7 @@ def _candidate_row(candidate: Candidate, title: str) -> dict[str, object]:
         "Size": scores.size_bytes / 1e6,
         "Parameters": scores.params / 1e3,
         "MACs": scores.macs / 1e6,
+        "Peak memory": scores.peak_bytes / 1e3,
         "Latency": latency.latency_ms if latency else None,
         "Speed": latency.speedup if latency else None,
         "Took": candidate.seconds,

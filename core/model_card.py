@@ -19,6 +19,11 @@ def write_card(made: Candidate, card: ModelCard, data: DataCard, original: Score
         *([("Compressed (xz)", f"{made.scores.packed_bytes:,} bytes", "–")] if made.scores.packed_bytes else []),
         ("Parameters", f"{made.scores.params:,}", f"{original.params:,}" if original else "–"),
         ("MACs", f"{made.scores.macs:,}", f"{original.macs:,}" if original else "–"),
+        (
+            "Peak activation memory",
+            f"{made.scores.peak_bytes:,} bytes",
+            f"{original.peak_bytes:,} bytes" if original else "–",
+        ),
         *((f"Latency, {setting(row)}", _speed(row), f"{row.original_ms:.3g} ms") for row in made.scores.latency),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [("", "this model", "original"), ("---",) * 3, *rows])

@@ -1,19 +1,21 @@
 """Recipes that were not run, placed on the axes of the chart: what they cost, what accuracy is predicted, and the best
 that each budget may buy.
 
-MACs and parameters are exact. A file's size is its weights, exact, and the graph around them, taken from the original's
-file and from what exported int8 layers need. Latency is a share of the original's, from the table of operator times.
-The front is one solve over channel groups and, where bits change what is spent, over 8-bit layers.
+MACs, parameters and, in float, memory are exact. A file's size is its weights, exact, and the graph around them, taken
+from the original's file and from what exported int8 layers need. Latency is a share of the original's, from the table
+of operator times. The front is one solve over channel groups and, where bits change what is spent, over 8-bit layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.choices import Choices
+from core.errors import StudioError
 from core.forecast import FEWEST, Forecast, Prediction
 from core.latency_table import LatencyTable
 from core.layers import Profile
@@ -21,17 +23,20 @@ from core.plan import steps_of
 from core.predict import costs
 from core.recipe import Recipe
 from core.recipe_latency import predict_latency
-from core.sensitivity_table import LEVELS
+from core.sensitivity_table import LEVELS, Plan
+from core.spending import PEAK
 
 INT8_LAYER_BYTES = 1500  # of nodes and scales around one int8 layer, seen in exported files
 WIDTHS = LEVELS["prune_channels"]
 SEARCHES = {  # axis → what is spent, and the levels it is spent on
     "macs": ("macs", {"prune_channels": WIDTHS}),
     "params": ("weight_bytes", {"prune_channels": WIDTHS}),
+    "peak_bytes": (PEAK, {"prune_channels": WIDTHS}),
     "size_bytes": ("weight_bytes", {"prune_channels": WIDTHS, "quantize": (8.0,)}),
     "latency": ("latency_ms", {"prune_channels": WIDTHS, "quantize": (8.0,)}),
 }
 COUNT = 96  # plans asked of the solver
+SHARES = tuple(x / 100 for x in range(20, 100, 8))  # of the original's memory, each a solve of its own
 STEPS = 16  # a front is thinned to moves of at least one part in so many, of its cost or of its accuracy
 
 
@@ -51,7 +56,8 @@ def cost_on(profile: Profile, recipe: Recipe, axis: str, latency: LatencyTable |
         return 1 / speed.speedup if speed and speed.speedup else None
     cost = costs(profile, recipe)
     if axis != "size_bytes":
-        return float(getattr(cost, axis))
+        found = getattr(cost, axis)
+        return None if found is None else float(found)
     graph = profile.file_bytes - costs(profile, Recipe()).weight_bytes
     integer = any(step.technique == "quantize" and step.record.mode != "float16" for step in recipe.active)
     return float(cost.weight_bytes + graph + INT8_LAYER_BYTES * len(profile.tunable) * integer)
@@ -71,12 +77,24 @@ def front(forecast: Forecast, axis: str, multiple: int = 8, latency: LatencyTabl
     if not choices.items({}):  # nothing that could be spent on is measured yet
         return ()
     made = []
-    for plan in choices.front(kind, COUNT):
-        recipe = Recipe(steps_of(plan.levels))
+    for plan in _plans(choices, kind):
+        recipe = Recipe(steps_of(plan))
         cost, prediction = cost_on(forecast.profile, recipe, axis, latency), forecast.predict(recipe)
         if cost is not None and prediction.value is not None:
             made.append(Outlook(recipe, cost, prediction))
     return thin(made)
+
+
+def _plans(choices: Choices, kind: str) -> Iterator[Plan]:
+    """By rising cost, the plan that changes nothing last."""
+    if kind != PEAK:
+        yield from (found.levels for found in choices.front(kind, COUNT))
+        return
+    full = choices.peak_of({})
+    for share in SHARES if np.isfinite(full) else ():
+        with suppress(StudioError):  # out of reach
+            yield choices.spend({PEAK: share * full}).levels
+    yield {}
 
 
 def thin(made: Sequence[Outlook]) -> tuple[Outlook, ...]:

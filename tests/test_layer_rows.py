@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from app.components.layer_table import Edit, read_edit
 from core.catalog import CATALOG
 from core.errors import RecipeError
 from core.recipe import Recipe, Step
+from tests.forecasts import make_times
 from tests.profiles import mixed, resnet
 
 PRUNE, WEIGHTS, FACTORIZE = CATALOG["prune_channels"], CATALOG["prune_weights"], CATALOG["factorize"]
@@ -111,3 +113,16 @@ def test_the_table_travels_as_json(technique: str) -> None:
     assert len(again["rows"]) == len(resnet(1).tunable)
     assert (again["dial"] is None) == (CATALOG[technique].dial is None)
     assert again["original"]["params"] == resnet(1).params
+
+
+def test_a_profile_that_tells_no_memory_offers_none() -> None:
+    assert layer_rows.original(mixed())["peak_bytes"] == mixed().peak_bytes
+    assert layer_rows.original(replace(mixed(), operators=()))["peak_bytes"] is None
+
+
+def test_shares_that_pay_are_those_of_widths_and_of_a_whole_branch() -> None:
+    """Times that fall with every block of 8 channels: 32 can go to 24, 16 and 8, or with their branch."""
+    profile = resnet(1)
+    found = layer_rows.paying_ratios(profile, make_times(profile), 8, 32.0)
+    assert found["layer2.0.conv1"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert "fc" not in found

@@ -70,7 +70,7 @@ def test_latency_is_a_share_of_the_originals() -> None:
     assert (last.cost, last.prediction.value) == (1.0, 0.9)
 
 
-@pytest.mark.parametrize("axis", ["macs", "params", "size_bytes"])
+@pytest.mark.parametrize("axis", ["macs", "params", "size_bytes", "peak_bytes"])
 def test_the_front_costs_and_predicts_what_its_recipes_do(axis: str) -> None:
     forecast = make_forecast()
     made = front(forecast, axis)

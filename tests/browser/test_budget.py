@@ -79,15 +79,15 @@ def test_a_layers_slider_stops_at_the_widths_that_pay(tune: Page) -> None:
         tune.keyboard.press(key)
         expect(slider).to_have_value(value)
     expect(tune.get_by_role("row").filter(has=slider)).to_contain_text("32 → 24")
-    tune.get_by_role("checkbox", name="Only widths that pay").uncheck()
+    tune.get_by_role("checkbox", name="Only widths at which this computer gains time").uncheck()
     slider.focus()
     tune.keyboard.press("ArrowRight")
     expect(slider).to_have_value("0.26")
 
 
 def test_memory_is_limited_beside_macs(tune: Page) -> None:
-    tune.get_by_role("radio", name="MACs", exact=True)  # what is limited first
-    tune.get_by_role("button", name="Peak memory", exact=True).click()
+    second = tune.get_by_role("radiogroup", name="And at the same time")
+    second.get_by_role("radio", name="Peak memory", exact=True).click()
     cap = tune.get_by_role("slider", name="Peak memory, at most % of the original's")
     cap.focus()
     tune.keyboard.press("Home")
