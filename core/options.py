@@ -91,8 +91,16 @@ class Factorize:
     rank: float = option(0.5, "Share of the full rank that is kept.", low=0.05, high=1.0, step=0.01, unit="%")
     method: str = option(
         "spatial_svd",
-        "How a convolution is split; linear layers are always split by SVD.",
-        choices=("spatial_svd", "tucker2"),
+        "How a convolution is split; linear layers always by SVD. cp is for teaching: its terms may grow against each "
+        "other, and its four thin layers are slow.",
+        choices=("spatial_svd", "tucker2", "cp"),
+    )
+    ranks: str = option(
+        "share",
+        "share: that of the rank above, everywhere. evbmf: what stands out from noise in each layer's weights, without "
+        "looking at accuracy; often too little or nearly everything. A layer's own rank comes first.",
+        choices=("share", "evbmf"),
+        later=True,
     )
     weighted: bool = option(True, "Keep what matters most on the calibration images; used by both SVDs.")
     repair: bool = option(True, "Solve the last factor and the layers behind it again, so that they make up for it.")

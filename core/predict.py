@@ -85,6 +85,7 @@ def _prune_weights(net: Network, step: Step) -> None:
 
 def _factorize(net: Network, step: Step) -> None:
     options = step.record
+    net.exact &= options.ranks == "share"
     last = next((x.name for x in reversed(net.layers) if x.kind not in ("shortcut", "norm", "other")), "")
     for origin, parts in net.parts.items():
         found = []
@@ -110,26 +111,29 @@ def split_layer(net: Network, origin: str, layer: Layer, method: str, rank: floa
     pieces, feeds, found = factors(shape, method, rank), layer.inputs, []
     for i, piece in enumerate(pieces):
         name, last = f"{layer.name}.{i}", i == len(pieces) - 1
-        if not last:
+        group = layer.group if last else feeds[0].group if piece.kind == "depthwise" else name
+        if group == name:
             net.groups[name] = Group(name, piece.out_channels, (name,))
             net.width[name] = piece.out_channels
         found.append(
             replace(
                 layer,
                 name=name,
+                kind=piece.kind,
+                groups=piece.groups,
                 params=piece.params,
                 macs=piece.macs,
                 in_channels=piece.in_channels,
                 out_channels=piece.out_channels,
                 kernel=piece.kernel,
                 bias=piece.bias,
-                group=layer.group if last else name,
+                group=group,
                 inputs=feeds,
                 input_shape=(piece.in_channels, *piece.in_size),
                 output_shape=(piece.out_channels, *piece.out_size),
             )
         )
-        feeds = (Feed(name),)
+        feeds = (Feed(group),)
     return found
 
 

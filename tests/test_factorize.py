@@ -6,21 +6,24 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from tensorly.decomposition import partial_tucker
+from tensorly.decomposition import parafac, partial_tucker
 from torch import nn
 
 from core.cards import ModelCard
 from core.engine.context import Context
 from core.engine.data import Images
-from core.engine.techniques.factorize import (
-    apply,
-    measure_moments,
+from core.engine.evbmf import free_energy, rank_above_noise
+from core.engine.low_rank import (
+    bayesian_rank,
+    split_conv_cp,
     split_conv_tucker,
+    split_cp,
     split_linear,
     split_matrix,
     split_spatial,
     split_tucker,
 )
+from core.engine.techniques.factorize import NOISE, apply, measure_moments
 from core.options import Factorize
 
 NOTHING = Images(np.zeros((0, 12, 10, 3), np.uint8), None)
@@ -89,8 +92,8 @@ def test_weighted_svd_error_in_the_output_is_the_discarded_singular_values() -> 
 def test_full_rank_convolutions_are_exact(about: dict[str, object]) -> None:
     layer = conv(**about)
     x = torch.randn(2, 6, 12, 10)
-    for parts in (split_spatial(layer, 1.0), split_conv_tucker(layer, 1.0)):
-        assert torch.allclose(parts(x), layer(x), atol=1e-5)
+    for parts in (split_spatial(layer, 1.0), split_conv_tucker(layer, 1.0), split_conv_cp(layer, 1.0)):
+        assert torch.allclose(parts(x), layer(x), atol=1e-4 if len(parts) == 4 else 1e-5)
         assert (parts[-1].bias is None) == (layer.bias is None)
 
 
@@ -117,6 +120,91 @@ def test_tucker_equals_tensorly() -> None:
     assert torch.allclose(outputs.T @ outputs, torch.eye(4, dtype=torch.float64), atol=1e-10)
 
 
+def planted(*sides: int, rank: int, seed: int = 0) -> torch.Tensor:
+    """A sum of so many products of random columns."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randn(side, rank, dtype=torch.float64, generator=generator) for side in sides]
+    return torch.einsum("az,bz,cz,dz->abcd", *columns)
+
+
+def test_cp_recovers_the_terms_that_were_planted() -> None:
+    tensor = planted(8, 6, 3, 3, rank=3)
+    sides = split_cp(tensor, 3)
+    assert [tuple(side.shape) for side in sides] == [(8, 3), (6, 3), (3, 3), (3, 3)]
+    assert float((torch.einsum("az,bz,cz,dz->abcd", *sides) - tensor).norm()) < 1e-3 * float(tensor.norm())
+    norms = torch.stack([side.norm(dim=0) for side in sides])
+    assert torch.allclose(norms, norms[:1].expand_as(norms))  # each term's scale is shared out evenly
+
+
+def test_cp_is_as_near_as_tensorly() -> None:
+    tensor = planted(8, 6, 3, 3, rank=5) + 0.5 * torch.randn(
+        8, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9)
+    )
+    theirs = tensorly.cp_to_tensor(parafac(tensor.numpy(), 3, n_iter_max=60, init="svd", random_state=0))
+    error = float((torch.einsum("az,bz,cz,dz->abcd", *split_cp(tensor, 3)) - tensor).norm())
+    assert error == pytest.approx(np.linalg.norm(tensor.numpy() - theirs), rel=0.05)
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(64, 64, 5), (40, 300, 12), (200, 30, 3), (64, 576, 20)])
+def test_evbmf_finds_the_rank_that_was_planted_under_noise(rows: int, columns: int, rank: int) -> None:
+    """Singular values of the signal are at least twice the largest of the noise, which is √rows + √columns."""
+    rng = np.random.default_rng(rows)
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in (rows, columns))
+    sizes = np.linspace(2, 6, rank) * (np.sqrt(rows) + np.sqrt(columns))
+    matrix = left * sizes @ right.T + rng.standard_normal((rows, columns))
+    assert rank_above_noise(matrix) == rank
+    assert rank_above_noise(1e-6 * matrix.T) == rank  # neither its scale nor its side matter
+    assert rank_above_noise(rng.standard_normal((rows, columns))) == 0
+
+
+def test_evbmf_of_a_matrix_without_noise_or_without_values() -> None:
+    rng = np.random.default_rng(1)
+    assert rank_above_noise(rng.standard_normal((30, 4)) @ rng.standard_normal((4, 50))) == 4
+    assert rank_above_noise(np.zeros((5, 7))) == 0
+
+
+def test_the_noise_that_is_found_has_the_least_free_energy() -> None:
+    """The search over one dimension against a fine grid of it: no rank on the grid with less energy is another."""
+    rng = np.random.default_rng(2)
+    matrix = 3 * rng.standard_normal((48, 6)) @ rng.standard_normal((6, 90)) + 2 * rng.standard_normal((48, 90))
+    squares = np.square(np.linalg.svd(matrix, compute_uv=False))
+    ratio = 48 / 90
+    slope = 2.5129 * np.sqrt(ratio)
+    bound = (1 + slope) * (1 + ratio / slope)
+    grid = np.linspace(np.log(squares[-1] / 90 / bound), np.log(squares.mean() / 90), 2000)
+    best = grid[int(np.argmin([free_energy(v, squares, ratio, bound, 90) for v in grid]))]
+    assert np.exp(best) == pytest.approx(4, rel=0.15)  # the variance that was planted
+    assert rank_above_noise(matrix) == int((squares > 90 * np.exp(best) * bound).sum()) == 6
+
+
+def test_evbmf_gives_every_layer_its_own_rank_and_says_where_there_is_none() -> None:
+    model = residual_net()
+    with torch.no_grad():
+        left, right = torch.linalg.qr(torch.randn(48, 4))[0], torch.linalg.qr(torch.randn(48, 4))[0]
+        matrix = 60 * left @ right.T + torch.randn(48, 48)  # (c_in · kh, c_out · kw)
+        model.conv.weight.copy_(matrix.reshape(16, 3, 16, 3).permute(2, 0, 1, 3))  # type: ignore[operator, union-attr]
+    share = bayesian_rank(model.conv, "spatial_svd")  # type: ignore[arg-type]
+    assert share == 4 / 48
+    outcome = apply(model, Factorize(0.5, ranks="evbmf", repair=False), {"head": 0.25}, context())
+    assert outcome.model.conv[0].out_channels == 4
+    assert outcome.model.head[0].out_features == 4  # a rank of its own comes first
+    assert {s.reason for s in outcome.skipped if s.layer == "stem.0"} == {NOISE}
+
+
+def test_evbmf_gives_tucker_two_ranks_and_leaves_what_is_switched_off() -> None:
+    model = residual_net()
+    with torch.no_grad():
+        inputs, outputs = torch.linalg.qr(torch.randn(16, 2))[0], torch.linalg.qr(torch.randn(16, 3))[0]
+        core = 40 * torch.randn(3, 2, 3, 3)
+        weight = torch.einsum("pqhw,op,iq->oihw", core, outputs, inputs) + torch.randn(16, 16, 3, 3)
+        model.conv.weight.copy_(weight)  # type: ignore[operator, union-attr]
+    options = Factorize(0.5, "tucker2", ranks="evbmf", repair=False)
+    assert bayesian_rank(model.conv, "tucker2") == (2 / 16, 3 / 16)  # type: ignore[arg-type]
+    outcome = apply(model, options, {"stem": 1.0, "head": 1.0}, context())
+    assert [part.out_channels for part in outcome.model.conv] == [2, 3, 16]
+    assert isinstance(outcome.model.stem[0], nn.Conv2d)
+
+
 def residual_net() -> nn.Module:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -136,14 +224,15 @@ def residual_net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.mark.parametrize("method", ["spatial_svd", "tucker2"])
+@pytest.mark.parametrize("method", ["spatial_svd", "tucker2", "cp"])
 def test_layers_are_replaced_in_place_with_names_that_follow(method: str) -> None:
     model = residual_net()
     before = sum(p.numel() for p in model.parameters())
     outcome = apply(model, Factorize(0.25, method), {"head": 1.0}, context(pictures()))
     names = {n for n, m in outcome.model.named_modules() if isinstance(m, nn.Conv2d)}
     assert {"conv.0", "conv.1", "stem.0.0", "stem.0.1"} <= names
-    assert ("conv.2" in names) == (method == "tucker2")
+    assert ("conv.2" in names) == (method != "spatial_svd")
+    assert ("conv.3" in names) == (method == "cp")
     reasons = {skip.layer: skip.reason for skip in outcome.skipped}
     assert reasons.keys() == {"depth", "group", "unused"}  # head has a rank of its own, 1
     assert "depthwise" in reasons["depth"]

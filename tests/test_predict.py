@@ -116,7 +116,7 @@ def test_pruned_channels_are_predicted_exactly(name: str, ratio: float, multiple
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     rank=st.floats(0.05, 1),
-    method=st.sampled_from(("spatial_svd", "tucker2")),
+    method=st.sampled_from(("spatial_svd", "tucker2", "cp")),
 )
 def test_factors_are_predicted_exactly(name: str, rank: float, method: str):
     found = check(name, Recipe((Step("factorize", {"rank": rank, "method": method}),)))

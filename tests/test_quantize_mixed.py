@@ -205,7 +205,10 @@ def test_times_of_nodes_belong_to_the_layer_before_them(exported: ModelProto, mo
     run += [("depth_nchwc_kernel_time", 8.0), (f"{head.output[0]}_kernel_time", 16.0)]
     monkeypatch.setattr(fastest, "profile_runs", lambda *_, **__: [run, [(name, 9 * time) for name, time in run]])
     layers = ("stem", "depth", "squeeze", "excite", "project", "head")
-    assert fastest.node_times(exported, layers, (3, 16, 16)).tolist() == [1, 6, 8, 0, 0, 0, 16]
+    monkeypatch.setattr(fastest, "_time", lambda *_: [31e-6])
+    assert fastest.node_times(exported, layers, (3, 16, 16)) == pytest.approx([1, 6, 8, 0, 0, 0, 16])
+    monkeypatch.setattr(fastest, "_time", lambda *_: [28.5e-6])  # 2.5 less for five nodes
+    assert fastest.node_times(exported, layers, (3, 16, 16)) == pytest.approx([0.5, 5, 7.5, 0, 0, 0, 15.5])
 
 
 def test_the_slowest_part_of_a_file_is_found(tmp_path: Path) -> None:

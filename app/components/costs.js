@@ -116,6 +116,7 @@ function pruneWeights(net, step) {
 }
 
 function factorize(net, step) {
+  net.exact &&= step.options.ranks !== 'evbmf'; // its ranks are those of the weights
   const last = layersOf(net).filter(tunable).at(-1); // it gives the answer
   for (const [origin, parts] of [...net.parts]) net.parts.set(origin, parts.flatMap((layer) => split(net, step, origin, layer, layer === last)));
 }
@@ -129,15 +130,16 @@ function split(net, step, origin, layer, last) {
   let inputs = layer.inputs;
   return pieces.map((piece, i) => {
     const name = `${layer.name}.${i}`, last = i === pieces.length - 1;
-    if (!last) {
+    const group = last ? layer.group : piece.kind === 'depthwise' ? inputs[0][0] : name;
+    if (group === name) {
       net.groups.set(name, { name, channels: piece.out, layers: [name], branch: [], blocked: false });
       net.width[name] = piece.out;
     }
     const part = {
-      ...layer, name, params: shapeParams(piece), macs: shapeMacs(piece), in_channels: piece.into, out_channels: piece.out, kernel: piece.kernel, bias: piece.bias,
-      group: last ? layer.group : name, inputs, input_shape: [piece.into, ...piece.before], output_shape: [piece.out, ...piece.after],
+      ...layer, name, kind: piece.kind, groups: piece.groups, params: shapeParams(piece), macs: shapeMacs(piece), in_channels: piece.into, out_channels: piece.out, kernel: piece.kernel, bias: piece.bias,
+      group, inputs, input_shape: [piece.into, ...piece.before], output_shape: [piece.out, ...piece.after],
     };
-    inputs = [[name, 1]];
+    inputs = [[group, 1]];
     return part;
   });
 }
@@ -174,6 +176,11 @@ function factors(shape, method, rank) {
   if (method === 'spatial_svd') {
     const r = keep(rank, Math.min(into * kh, out * kw)), middle = [after[0], before[1]];
     return [piece(into, r, [kh, 1], before, middle, false), piece(r, out, [1, kw], middle, after, true)];
+  }
+  if (method === 'cp') {
+    const r = keep(rank, Math.min(into, out) * kh * kw), middle = [after[0], before[1]];
+    const alone = (kernel, old, now) => ({ ...piece(r, r, kernel, old, now, false), kind: 'depthwise', groups: r });
+    return [piece(into, r, [1, 1], before, before, false), alone([kh, 1], before, middle), alone([1, kw], middle, after), piece(r, out, [1, 1], after, after, true)];
   }
   const rIn = keep(rank, Math.min(into, out * kh * kw)), rOut = keep(rank, Math.min(out, into * kh * kw));
   return [piece(into, rIn, [1, 1], before, before, false), piece(rIn, rOut, [kh, kw], before, after, false), piece(rOut, out, [1, 1], after, after, true)];

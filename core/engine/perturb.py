@@ -23,7 +23,8 @@ from core.engine.context import Context, Report, silent
 from core.engine.data import Images, to_tensor
 from core.engine.graph import trace
 from core.engine.least_squares import Normal, as_matrix, as_weight, observe, solve
-from core.engine.techniques.factorize import measure_moments, split_matrix
+from core.engine.low_rank import split_matrix
+from core.engine.techniques.factorize import measure_moments
 from core.engine.techniques.prune_channels import score
 from core.layers import Layer, Profile, width_after
 from core.ranks import linear_rank, spatial_rank
