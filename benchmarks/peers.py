@@ -44,7 +44,7 @@ from core.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "torch-pruning", "nncf", "neural-compressor", "openvino", "tensorly")
-FEWEST, MOST, SECONDS, BATCH = 50, 400, 1.5, 100
+FEWEST, MOST, SECONDS, RUNS, BATCH = 50, 400, 2.0, 10, 100
 Run = Callable[[np.ndarray], np.ndarray]  # inputs (n, c, h, w) → answers (n, classes)
 
 
@@ -64,7 +64,7 @@ def speedup(first: Run, second: Run, shape: tuple[int, ...]) -> list[float]:
     """10th, 50th and 90th percentile of how many times faster `second` is, in pairs whose order alternates."""
     x, ratios = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32), list[float]()
     for run in (first, second):
-        fastest(run, x, 5)
+        fastest(run, x)
     end = time.perf_counter() + SECONDS
     while len(ratios) < FEWEST or (time.perf_counter() < end and len(ratios) < MOST):
         if len(ratios) % 2:
@@ -75,8 +75,8 @@ def speedup(first: Run, second: Run, shape: tuple[int, ...]) -> list[float]:
     return np.percentile(ratios, (10, 50, 90)).tolist()
 
 
-def fastest(run: Run, x: np.ndarray, times: int = 3) -> float:
-    """Of a few runs in a row, in seconds."""
+def fastest(run: Run, x: np.ndarray, times: int = RUNS) -> float:
+    """Of some runs in a row, in seconds: whatever else the machine does only ever adds time."""
     found = []
     for _ in range(times):
         began = time.perf_counter()
