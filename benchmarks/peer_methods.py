@@ -8,6 +8,7 @@ widths come from the sensitivity table at the budget of MACs and no label is rea
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,7 +38,7 @@ from core.plan import steps_of
 from core.recipe import Recipe, Step
 
 IMAGES = 256  # calibration images, the same for all
-TABLE_IMAGES = 64
+TABLE_IMAGES, TABLE_MACS = 64, 8e9  # for the sensitivity table: at most so many images, and fewer of a large network
 WIDTHS = tuple(i / 16 for i in range(1, 16))
 TP_RATE, TP_DECAY = 0.01, 5e-4  # of torch-pruning's own example on CIFAR-10
 EPOCHS = 20  # the most that ours takes in the time
@@ -68,7 +69,8 @@ class Job:
         about = profile(self.model, self.original)
         few = self.data.calibration.take(slice(0, 128))
         network = describe(self.model.module, self.model.card, about, few)
-        x = to_tensor(self.data.calibration.x[:TABLE_IMAGES], self.model.card)
+        count = min(TABLE_IMAGES, int(TABLE_MACS / about.macs))
+        x = to_tensor(self.data.calibration.x[:count], self.model.card)
         path = self.folder / "table.jsonl"
         table = measure_cells(network, x, None, path, {}, techniques=("prune_channels",))
         return steps_of(
@@ -134,19 +136,21 @@ def pruned_by_torch_pruning(job: Job, criterion: str = "MagnitudeImportance") ->
     import torch_pruning as tp
 
     module, example = job.model.module, torch.zeros(1, *job.model.card.input_shape)
-    whole, _ = tp.utils.count_ops_and_params(module, example)  # BatchNorm is folded already
+    whole, _ = tp.utils.count_ops_and_params(module, example)
     last = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    for ratio in np.linspace(0.02, 0.9, 45):
+
+    def pruned(ratio: float) -> nn.Module:
         net = copy_model(module)
         ignored = [n for m, n in zip(module.modules(), net.modules(), strict=True) if m is last]
         importance = getattr(tp.importance, criterion)()
-        pruner = tp.pruner.MetaPruner(
-            net, example, importance=importance, pruning_ratio=float(ratio), ignored_layers=ignored
-        )
-        pruner.step()
-        if tp.utils.count_ops_and_params(net, example)[0] <= job.share * whole:
-            break
-    return net  # type: ignore[no-any-return]
+        tp.pruner.MetaPruner(net, example, importance=importance, pruning_ratio=ratio, ignored_layers=ignored).step()
+        return net  # type: ignore[no-any-return]
+
+    def removed(ratio: float) -> float:
+        return 1 - float(tp.utils.count_ops_and_params(pruned(ratio), example)[0]) / whole
+
+    ratios = np.linspace(0.02, 0.9, 45).tolist()
+    return pruned(ratios[min(bisect_left(ratios, 1 - job.share, key=removed), len(ratios) - 1)])
 
 
 def torch_pruning(job: Job) -> Path:

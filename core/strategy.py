@@ -21,7 +21,7 @@ from math import sqrt
 
 import numpy as np
 
-from core.choices import KINDS, Choices
+from core.choices import Choices
 from core.errors import StudioError
 from core.latency_table import FLOAT, INTEGER, LatencyTable
 from core.layers import Profile
@@ -175,7 +175,7 @@ class Strategy:
         levels = {"prune_channels": LEVELS["prune_channels"]}
         choices, steps = Choices(self.profile, table.repaired, levels, latency=self.operators, multiple=8), []
         kind = "latency_ms" if self.operators else self.kind
-        whole = choices.cost_of({})[KINDS.index(kind)]
+        whole = choices.of(kind, {})
         for share in BUDGETS:
             try:
                 plan = choices.spend({kind: share * whole}).levels

@@ -41,7 +41,8 @@ def expected_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: 
 def counted_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> Array:
     """1 for each image that was lost, -1 for each that was won, (n,)."""
     wanted = before.argmax(1) if y is None else y
-    return (before.argmax(1) == wanted).astype(np.float64) - (after.argmax(1) == wanted)
+    lost: Array = (before.argmax(1) == wanted).astype(np.float64) - (after.argmax(1) == wanted)
+    return lost
 
 
 def standard_error(losses: Array) -> float:
