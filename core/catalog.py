@@ -86,7 +86,7 @@ CATALOG: dict[str, Technique] = {
             1.0,
             ("calibration",),
             lambda o: f"Factorize to rank {o.rank:.0%}",
-            "Splits a layer into two or three thinner ones; refused where that would be larger.",
+            "Splits a layer into two to four thinner ones; refused where that would be larger.",
             "Speeding up Convolutional Neural Networks with Low Rank Expansions, Jaderberg et al. 2014; "
             "Compression of Deep CNNs for Fast and Low Power Mobile Applications, Kim et al. 2016",
         ),
