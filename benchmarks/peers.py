@@ -131,6 +131,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> str:
+    return f"{platform.machine()} {processor()}".strip()
+
+
 def opened_pair(asked: argparse.Namespace) -> tuple[Model, Data]:
     """The model and its data, whose pixels are scaled as asked or as fits the labels best."""
     about = {"mean": asked.mean, "std": asked.std, "architecture": asked.architecture}
@@ -160,7 +164,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     found = {
         "model": asked.model.stem, "share": asked.share, "train_seconds": asked.seconds, "images": len(data.test),
-        "versions": versions(), "machine": f"{platform.machine()} {processor()}".strip(), "cores": os.cpu_count(),
+        "versions": versions(), "machine": machine(), "cores": os.cpu_count(),
         "rows": rows,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

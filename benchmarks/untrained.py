@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.peer_methods import Job, ours, pruned_by_torch_pruning
+from benchmarks.peers import machine, versions
 from benchmarks.subjects import add_subject
 from core.engine import evaluate
 from core.engine.data import CALIBRATION, Data
@@ -68,7 +69,8 @@ def main() -> None:
         for share in args.shares
         for found in [[float(str(row["accuracy"])) for row in rows if row["share"] == share]]
     }
-    found = {"model": args.model.stem, "images": len(data.test), "ours": spread, "rows": rows, "torch_pruning": {}}
+    about = {"model": args.model.stem, "images": len(data.test), "versions": versions(), "machine": machine()}
+    found = {**about, "ours": spread, "rows": rows, "torch_pruning": {}}
     path.write_text(json.dumps(found, indent=1))
     with tempfile.TemporaryDirectory() as folder:
         for share in args.shares:
