@@ -3,7 +3,8 @@
     python -m benchmarks.allocation MODEL.onnx DATA.npz [--images 4000]
 
 Run `benchmarks.sensitivity` first: its table is read. Channels at 75, 62 and 50 % of the MACs, weights at 6, 5 and 4
-bits on average; narrowed networks also with what remains repaired, as the technique does it unless told otherwise.
+bits on average; narrowed networks also with what remains repaired, as the technique does it unless told otherwise, and
+then also by the table of what repair leaves.
 NSGA-II (Optuna, not a dependency) searches the same table for 100 times as long as the exact solution takes.
 """
 
@@ -89,7 +90,8 @@ def uniform_bits(choices: Choices, bits: int) -> Plan:
 def compare(subject: Subject, table: SensitivityTable, images: int) -> Iterator[dict[str, object]]:
     x, y = subject.images(FIRST, images)
     before = answers(subject.module, x)
-    tables = {"KL": table} | {k: other_table(table, k, subject) for k in ("fisher", "weight_error")}
+    tables = {"KL": table, "KL, repaired": table.repaired}
+    tables |= {k: other_table(table, k, subject) for k in ("fisher", "weight_error")}
     for technique, levels, kind, share in RUNS:
         choices = Choices(subject.profile, table, {technique: levels})
         if technique == "quantize":
