@@ -55,7 +55,7 @@ def recipes(name: str, profile: Profile, count: int) -> list[Recipe]:
         groups = [g for g in profile.groups if not g.blocked]
         own = {g.name: 1.0 if g.branch and chance.random() < 0.4 else chance.uniform(0, 0.9) for g in groups}
         ranks = {x.name: chance.choice([0.2, 0.5, 0.8, 1.0]) for x in profile.tunable}
-        method = chance.choice(["spatial_svd", "tucker2", "cp"])
+        method = chance.choice(["spatial_svd", "tucker2"])
         steps = [Step("prune_channels", {"ratio": 0.0, "multiple": 1}, own)]
         steps += [Step("factorize", {"rank": 1.0, "method": method}, ranks)] if chance.random() < 0.6 else []
         found.append(Recipe(tuple(chance.sample(steps, len(steps)))))
