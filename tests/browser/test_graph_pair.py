@@ -31,7 +31,9 @@ def write_onnx(path: Path, names: tuple[str, ...]) -> None:
 def studio_with_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("graphs")
     profile = whole(
-        tuple(layer(name, "conv", (3, 3), 1, (8, 8), "") for name in ("conv1", "conv2", "conv3")), (), Flow()
+        tuple(layer(name, "conv", (3, 3), 1, (8, 8), "") for name in ("conv1", "conv2", "conv3")),
+        (),
+        Flow(4 * 3 * 8 * 8),
     )
     space = write_workspace(root, profile, ("recipe: 1\nsteps:\n- quantize: {}\n",))
     write_onnx(space.folder("models", "net-1") / "model.onnx", ("conv1", "conv2", "conv3"))
