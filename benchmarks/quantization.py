@@ -6,8 +6,9 @@
 A name is a torchvision network with random weights, whose answers are compared in dB on images it was not calibrated
 on; a file is a classifier, whose accuracy and agreement are over all test images of --data (calibrated on training
 images). ONNX Runtime's quantizer gets its own preparation and its best defaults: uint8 activations, int8 weights per
-channel, ranges by minimum and maximum. Files are timed at batch 1 on one thread, in turns; the speed-up is the ratio of
-the fastest runs, with the median and the 10th and 90th percentile of the ratios turn by turn.
+channel, ranges by minimum and maximum. Where OpenVINO and NNCF are installed (`benchmarks.peers` says how), their int8
+stands beside, in OpenVINO's own runtime. Files are timed at batch 1 on one thread, in turns; the speed-up is the ratio
+of the fastest runs, with the median and the 10th and 90th percentile of the ratios turn by turn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import platform
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ import torchvision
 from onnxruntime import quantization as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from benchmarks.peers import opened
 from benchmarks.subjects import IMAGENET
 from core.cards import ModelCard
-from core.engine import runtime
 from core.engine.context import Context
 from core.engine.data import Images, to_input
 from core.engine.formats import onnx_writer
@@ -93,14 +95,26 @@ def stock(file: Path, context: Context, folder: Path) -> Path:
     return made
 
 
+def openvino_int8(file: Path, context: Context, folder: Path) -> Path:
+    """NNCF's quantizer on the same images, for OpenVINO's own runtime."""
+    import nncf
+    import openvino
+
+    x = to_input(context.calibration.x[: Quantize().images], context.card)
+    images = nncf.Dataset([x[i : i + 1] for i in range(len(x))])
+    made = nncf.quantize(openvino.convert_model(file), images, subset_size=len(x))
+    openvino.save_model(made, folder / "openvino.xml")
+    return folder / "openvino.xml"
+
+
 def logits(file: Path, card: ModelCard, x: np.ndarray) -> np.ndarray:
-    session = runtime.open_file(file)
-    return np.concatenate([runtime.run(session, to_input(x[i : i + 100], card)) for i in range(0, len(x), 100)])
+    run = opened(file)
+    return np.concatenate([run(to_input(x[i : i + 100], card)) for i in range(0, len(x), 100)])
 
 
 def seconds(files: list[Path], shape: tuple[int, ...]) -> np.ndarray:
     """(turns, files): the fastest of a few runs in a row, in an order that rotates."""
-    sessions = [runtime.open_file(file, 1) for file in files]
+    runs = [opened(file) for file in files]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     found = np.full((TURNS + 1, len(files)), np.inf)
     for turn in range(TURNS + 1):
@@ -108,7 +122,7 @@ def seconds(files: list[Path], shape: tuple[int, ...]) -> np.ndarray:
             index = (place + turn) % len(files)
             for _ in range(RUNS):
                 began = time.perf_counter()
-                runtime.run(sessions[index], x)
+                runs[index](x)
                 found[turn, index] = min(found[turn, index], time.perf_counter() - began)
     return found[1:]
 
@@ -121,6 +135,9 @@ def measure(subject: str, data: Path | None, widths: list[int]) -> list[dict[str
         file, context, (x, y) = filed(Path(subject), data, folder) if data and is_file else named(subject, folder)
         rows: list[dict[str, Any]] = [{"kind": "float"}, {"kind": "onnxruntime int8"}]
         files = [file, stock(file, context, folder)]
+        if find_spec("openvino") and find_spec("nncf"):
+            rows.append({"kind": "openvino int8"})
+            files.append(openvino_int8(file, context, folder))
         steps: list[tuple[str, Any, Any]] = [("ours int8", quantize, Quantize())]
         steps += [(f"ours weights {bits} bits", quantize_weights, QuantizeWeights(bits)) for bits in widths]
         for number, (kind, technique, options) in enumerate(steps):
@@ -134,7 +151,8 @@ def measure(subject: str, data: Path | None, widths: list[int]) -> list[dict[str
         for index, row in enumerate(rows):
             after = logits(files[index], context.card, x)
             ratios = np.percentile(times[:, 0] / times[:, index], (50, 10, 90))
-            row |= {"net": Path(subject).stem, "bytes": files[index].stat().st_size}
+            parts = [files[index], files[index].with_suffix(".bin")]  # OpenVINO keeps weights beside the graph
+            row |= {"net": Path(subject).stem, "bytes": sum(part.stat().st_size for part in parts if part.exists())}
             row["speedup"] = round(float(times[:, 0].min() / times[:, index].min()), 3)
             row["median_p10_p90"] = [round(float(r), 3) for r in ratios]
             row["agreement"] = float((after.argmax(1) == before.argmax(1)).mean())
