@@ -28,10 +28,10 @@ from core.engine.calibrate import answers, measure_plan
 from core.engine.data import Images
 from core.engine.formats import onnx_writer
 from core.engine.models import Model
-from core.engine.perturb import describe, perturb
+from core.engine.perturb import describe, perturb, repair
 from core.engine.profile import profile
 from core.engine.replay import Replay
-from core.engine.sensitivity import compare, rank_cells, settings
+from core.engine.sensitivity import compare, enough_images, rank_cells, settings
 from sample_models.cifar_resnet import CifarResNet
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,10 +58,13 @@ def measure(depth: int) -> dict[str, float]:
     cells = settings(layers)
     tier0 = seconds(lambda: rank_cells(network, x[:96], None))
     start = time.process_time()
-    replay = Replay(net, x[:64], [layer.name for layer in layers.weighing])
-    for key, level in cells[::EVERY]:
-        compare(replay, *replay.run(perturb(network, {key: level})), None)
-    tier1 = (time.process_time() - start) / len(cells[::EVERY]) * len(cells)
+    replay = Replay(net, x[: enough_images(layers)], [layer.name for layer in layers.weighing])
+    kept = time.process_time()
+    for (name, technique), level in cells[::EVERY]:
+        compare(replay, *replay.run(perturb(network, {(name, technique): level})), None)
+        if technique == "prune_channels":
+            compare(replay, *replay.run(*repair(network, name, level)), None)
+    tier1 = kept - start + (time.process_time() - kept) / len(cells[::EVERY]) * len(cells)
     before, plan = answers(net, x), dict(cells[::EVERY])
     tier2 = min(seconds(lambda: measure_plan(network, plan, x, None, before)) for _ in range(2)) * PLANS * IMAGES / FEW
     return {
