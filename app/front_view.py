@@ -20,7 +20,7 @@ from core.layers import Profile
 
 def choose_axis(key: str) -> Axis:
     """What accuracy is weighed against."""
-    chosen = st.segmented_control(
+    chosen = st.pills(
         "Weigh accuracy against", list(AXES), default="macs", required=True, key=key, label_visibility="collapsed",
         format_func=lambda k: AXES[k].title.partition(",")[0],
     )  # fmt: skip
