@@ -17,12 +17,14 @@ from app.state import State
 from core.candidate import Candidate, Scores
 from core.layers import Profile
 
+SHORT = {"size_bytes": "Size", "peak_bytes": "Memory"}  # so that all fit beside each other
+
 
 def choose_axis(key: str) -> Axis:
     """What accuracy is weighed against."""
-    chosen = st.pills(
+    chosen = st.segmented_control(
         "Weigh accuracy against", list(AXES), default="macs", required=True, key=key, label_visibility="collapsed",
-        format_func=lambda k: AXES[k].title.partition(",")[0],
+        format_func=lambda k: SHORT.get(k) or AXES[k].title.partition(",")[0],
     )  # fmt: skip
     return AXES[chosen]
 

@@ -101,7 +101,7 @@ def test_a_beaten_candidate_says_by_whom_and_by_how_much(space: Workspace) -> No
 
 def test_axes_share_limits_of_accuracy_only(space: Workspace) -> None:
     tab = limit(limit(open_page("runs"), "most-macs", 1.0), "least", 91.0)
-    tab.pills(key="runs-axis").set_value("latency").run()
+    tab.segmented_control(key="runs-axis").set_value("latency").run()
     assert not tab.exception, tab.exception
     assert tab.number_input(key="most-latency").value is None
     assert tab.number_input(key="least").value == 91.0
