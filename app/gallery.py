@@ -13,9 +13,9 @@ DOWNLOADS = {"cifar10": "170 MB"}  # data that does not come with the studio
 
 
 def show() -> None:
-    """One card per sample; its button opens it."""
-    with st.grid(3, min_column_width=260):
-        for name, card in SAMPLES.items():
+    """One card per sample, those that need no download first; its button opens it."""
+    with st.grid(4, min_column_width=240):
+        for name, card in sorted(SAMPLES.items(), key=lambda sample: (sample[1].data in DOWNLOADS, sample[0])):
             _card(name, card)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.engine.perturb import least_important, perturb, swapped
 from core.engine.replay import Replay
-from core.engine.sensitivity import compare, measure_cells, rank_cells, settings
+from core.engine.sensitivity import compare, enough_images, measure_cells, rank_cells, settings
 from core.sensitivity_table import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
@@ -173,7 +173,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     table = measure_cells(subject.network, unseen[0][:64], None, path, {"model": subject.name})
     tier1 = time.process_time() - start - tier0
     order = [(name, technique, level) for (name, technique), level in cells[judged]]
-    worst, each = race(subject, judge[0][:CHUNK], unseen[0][:64])
+    worst, each = race(subject, judge[0][:CHUNK], unseen[0][: enough_images(subject.profile)])
     naive = rivals(subject, judge[0], each["uncached"])
     once, exact = each["tier 1"] * len(cells), each["cached"] * args.images * len(cells)
     by_key = {(c.layer, c.technique, c.level): c for c in ranked}

@@ -177,6 +177,22 @@ def test_the_noise_that_is_found_has_the_least_free_energy() -> None:
     assert rank_above_noise(matrix) == int((squares > 90 * np.exp(best) * bound).sum()) == 6
 
 
+@pytest.mark.parametrize(("rows", "columns", "terms"), [(23, 26, 10), (45, 63, 10), (113, 56, 17), (37, 37, 14)])
+def test_of_several_valleys_of_the_energy_the_deepest_decides(rows: int, columns: int, terms: int) -> None:
+    """Terms of falling size, of which the last ones drown: a search from one side ends in a valley that is not it."""
+    rng = np.random.default_rng(terms)
+    small, large = sorted((rows, columns))
+    sizes = np.linspace(2.5, 0.2, terms)
+    matrix = sizes * rng.standard_normal((rows, terms)) @ rng.standard_normal((terms, columns))
+    matrix += rng.standard_normal(matrix.shape)
+    squares = np.square(np.linalg.svd(matrix, compute_uv=False))
+    slope = 2.5129 * np.sqrt(small / large)
+    bound = (1 + slope) * (1 + small / large / slope)
+    grid = np.linspace(np.log(squares[-1] / large / bound), np.log(squares.mean() / large), 4000)
+    best = grid[int(np.argmin([free_energy(v, squares, small / large, bound, large) for v in grid]))]
+    assert rank_above_noise(matrix) == int((squares > large * np.exp(best) * bound).sum())
+
+
 def test_evbmf_gives_every_layer_its_own_rank_and_says_where_there_is_none() -> None:
     model = residual_net()
     with torch.no_grad():

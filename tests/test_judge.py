@@ -15,15 +15,15 @@ def test_margins_are_against_the_best_of_the_others() -> None:
 
 
 def test_expected_loss_by_hand() -> None:
-    """Margins 1 and 3 move by +1 and -1, so s = 1 and the expected loss is the mean of Φ(-1) and Φ(-3)."""
-    before = np.array([[1.0, 0.0], [0.0, 3.0]], np.float32)
-    after = np.array([[2.0, 0.0], [0.0, 2.0]], np.float32)
-    assert expected_loss(before, after, None) == pytest.approx((norm.cdf(-1) + norm.cdf(-3)) / 2)
-    assert counted_loss(before, after, None) == 0.0
+    """The smaller margins, twice 1, move by 2 and 0: a = 1 and s = 1. How far the larger ones move does not count."""
+    before = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0]], np.float32)
+    after = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], np.float32)
+    assert expected_loss(before, after, None) == pytest.approx((norm.cdf(-2) + norm.cdf(-4)) / 2)
+    assert counted_loss(before, after, None) == 0.25
 
 
 def test_labels_set_what_is_won_against_what_is_lost() -> None:
-    """The second image is wrong by 1 and may become right: margins 2 and -1, s = 1."""
+    """Two images whose margins 2 and -1 move by -1 and 1: all of them are asked, as the smaller is alone. s = 1."""
     before = np.array([[2.0, 0.0], [1.0, 0.0]], np.float32)
     after = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32)
     y = np.array([0, 1])
@@ -49,7 +49,7 @@ def test_nothing_moved_nothing_lost() -> None:
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_few_images_tell_more_than_a_count_of_them(labelled: bool) -> None:
-    """The true loss of 60,000 noisy answers is known; on 80 of them the expectation is near, and scatters half."""
+    """The true loss of 60,000 noisy answers is known; on 80 of them the expectation is near, and scatters less."""
     rng = np.random.default_rng(0)
     before = (rng.standard_normal((60_000, 4)) * 3).astype(np.float32)
     y = np.where(rng.random(60_000) < 0.9, before.argmax(1), rng.integers(0, 4, 60_000)) if labelled else None
@@ -61,4 +61,4 @@ def test_few_images_tell_more_than_a_count_of_them(labelled: bool) -> None:
         for judge in (expected_loss, counted_loss)
     }
     assert found[expected_loss].mean() == pytest.approx(truth, rel=0.15, abs=0.001)
-    assert found[expected_loss].std() < 0.6 * found[counted_loss].std()
+    assert found[expected_loss].std() < 0.75 * found[counted_loss].std()

@@ -82,7 +82,7 @@ def test_a_search_finds_something_smaller_keeps_it_and_the_minutes(opened: dict[
         clock.report(fraction, message)
         heard.append((fraction, numbers))
 
-    order = {"model": opened["model"], "data": opened["pets"], "drop": 0.05, "objective": "macs", "minutes": 0.75}
+    order = {"model": opened["model"], "data": opened["pets"], "drop": 0.1, "objective": "macs", "minutes": 0.75}
     found = optimize_job.optimize(opened["space"], order, report, clock)
     assert found["found"]
     assert found["reason"] == "The time is up."

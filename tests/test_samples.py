@@ -36,6 +36,7 @@ def cifar10_test_part() -> Images:
 
 TEST_PARTS = {
     "shapes_resnet20": lambda: Images(*shapes.make(2000, start=10_000)[:2]),
+    "shapes_mobilenet": lambda: Images(*shapes.make(2000, start=10_000)[:2]),
     "digits_lenet": lambda: open_data({"kind": "digits"}).test,
     "cifar10_resnet20": cifar10_test_part,
 }

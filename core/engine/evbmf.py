@@ -14,12 +14,15 @@ ranks of convolutions in Kim et al. 2016.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 Array = NDArray[np.float64]
 SLOPE = 2.5129  # τ / √α, an approximation whose error is below 1e-4
+GRID = 200  # values of the noise that are tried
 FLOOR = 1e-20  # of the largest s²: exact zeros have a logarithm too
 
 
@@ -35,13 +38,17 @@ def rank_above_noise(matrix: Array) -> int:
     fewest = min(int(np.ceil(small / (1 + ratio))) - 1, small - 1)  # of the singular values, so many may be signal
     low = max(squares[fewest] / (large * bound), squares[fewest:].mean() / large)
     high = squares.mean() / large
-    noise = high
-    if low < high:
-        found = minimize_scalar(
-            lambda v: free_energy(v, squares, ratio, bound, large), bounds=(np.log(low), np.log(high)), method="bounded"
-        )
-        noise = float(np.exp(found.x))
-    return int((squares > large * noise * bound).sum())
+    noise = _least(lambda v: free_energy(v, squares, ratio, bound, large), np.log(low), np.log(high))
+    return int((squares > large * np.exp(noise) * bound).sum())
+
+
+def _least(energy: Callable[[float], float], low: float, high: float) -> float:
+    """Where `energy` is least: it has several valleys, so a grid finds the one, and a search within it the place."""
+    grid = np.linspace(low, max(low, high), GRID)
+    best = int(np.argmin([energy(float(v)) for v in grid]))
+    around = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, GRID - 1)])
+    found = minimize_scalar(energy, bounds=around, method="bounded")
+    return float(min((found.x, grid[best]), key=energy))
 
 
 def free_energy(logarithm: float, squares: Array, ratio: float, bound: float, large: int) -> float:

@@ -120,8 +120,9 @@ def observe(module: nn.Module, layers: Iterable[str], batches: Iterable[Tensor])
     hooks = []
     for name in layers:
         part = module.get_submodule(name)
-        whole = isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
-        if whole and part.weight[0].numel() <= WIDEST:
+        if not isinstance(part, nn.Conv2d | nn.Linear) or getattr(part, "groups", 1) > 1:
+            continue
+        if part.weight[0].numel() <= WIDEST:
             hooks.append(part.register_forward_hook(partial(look, name)))
     try:
         with torch.inference_mode():

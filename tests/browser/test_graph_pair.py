@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import running_studio
-from tests.profiles import layer, whole
+from tests.profiles import Flow, layer, whole
 from tests.workspaces import write_workspace
 
 expect.set_options(timeout=30_000)
@@ -30,7 +30,11 @@ def write_onnx(path: Path, names: tuple[str, ...]) -> None:
 @pytest.fixture(scope="module")
 def studio_with_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("graphs")
-    profile = whole(tuple(layer(name, "conv", (3, 3), 1, (8, 8), "") for name in ("conv1", "conv2", "conv3")), ())
+    profile = whole(
+        tuple(layer(name, "conv", (3, 3), 1, (8, 8), "") for name in ("conv1", "conv2", "conv3")),
+        (),
+        Flow(4 * 3 * 8 * 8),
+    )
     space = write_workspace(root, profile, ("recipe: 1\nsteps:\n- quantize: {}\n",))
     write_onnx(space.folder("models", "net-1") / "model.onnx", ("conv1", "conv2", "conv3"))
     (name,) = space.candidates()
