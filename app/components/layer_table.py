@@ -41,7 +41,8 @@ HTML = """
 </div>
 """
 SCRIPT = "\n".join(
-    (HERE / name).read_text(encoding="utf-8") for name in ("costs.js", "memory.js", "why.js", "layer_table.js")
+    (HERE / name).read_text(encoding="utf-8")
+    for name in ("costs.js", "memory.js", "why.js", "words.js", "layer_table.js")
 )
 STYLE = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("layer_table.css", "why.css"))
 _TABLE = st.components.v2.component("layer_table", html=HTML, css=STYLE, js=SCRIPT)
