@@ -94,7 +94,8 @@ def measured(make: Make, job: Job) -> dict[str, Any]:
         spent, run = time.process_time() - began, opened(file)
         answers = answers_of(run, job)
     except Exception as error:  # a peer may fail in any way: the row says so
-        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]}
+        said = (str(error).splitlines() or [""])[0].partition(" (/")[0]  # without where it is installed here
+        return {"failed": f"{type(error).__name__}: {said}"[:160]}
     labels = job.data.test.y
     wanted = answers_of(opened(job.original), job) if labels is None else labels
     times, spread = speedup(opened(job.original), run, job.model.card.input_shape)
