@@ -158,6 +158,15 @@ def rivals(subject: Subject, x: Tensor, each: float, every: int = 10) -> dict[st
     }
 
 
+def by_technique(score: np.ndarray, loss: np.ndarray, order: list[tuple[str, str, float]]) -> dict[str, float]:
+    """Rank correlation with the exact answer, over all cells and within each technique."""
+    kinds = np.array([technique for _, technique, _ in order])
+    inside = {k: kinds == k for k in LEVELS if (kinds == k).sum() > 2}
+    return {"all": float(spearmanr(score, loss)[0])} | {
+        k: float(spearmanr(score[cells], loss[cells])[0]) for k, cells in inside.items()
+    }
+
+
 def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     judge = subject.images(args.first, args.images)
     unseen = subject.images(args.first + args.images, 96)
@@ -184,12 +193,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
         "tier 0: empirical Fisher, 96 images": np.array([by_key[k].fisher for k in order]),
         "tier 0: weight error, no data": np.array([by_key[k].weight_error for k in order]),
     }
-    kinds = np.array([technique for _, technique, _ in order])
-    ranks = {
-        name: {"all": float(spearmanr(values, loss)[0])}
-        | {k: float(spearmanr(values[kinds == k], loss[kinds == k])[0]) for k in LEVELS if (kinds == k).sum() > 2}
-        for name, values in scores.items()
-    }
+    ranks = {name: by_technique(values, loss, order) for name, values in scores.items()}
     return {
         "model": subject.name,
         "cells": len(cells), "cells_judged": len(order), "images": images, "seconds_scaled_to_images": args.images,
