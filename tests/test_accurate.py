@@ -86,7 +86,8 @@ def test_nothing_is_looked_at_where_enough_answers_stay(plain: ModelProto, monke
 def test_without_validation_images_nothing_can_be_promised(plain: ModelProto) -> None:
     context = tiny_context()
     context = replace(context, validation=context.validation.take(slice(0, 0)))
-    assert quantize.apply(plain, Quantize(agreement=1.0), {}, context).skipped == ()
+    (skip,) = quantize.apply(plain, Quantize(agreement=1.0), {}, context).skipped
+    assert (skip.layer, "no validation images" in skip.reason) == ("agreement", True)
 
 
 def test_the_expected_loss_looks_at_few_images_and_is_none_for_the_same_file(plain: ModelProto) -> None:

@@ -60,6 +60,8 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     _finish(result, source, options)
     left = [node for node in named if node.name in chosen - quantized_layers(result)]
     why = {node.name: reasons.get(node.name) or _reason(node, options.mode) for node in left}
+    if options.agreement > 0 and options.mode == "int8" and not len(context.validation):
+        why["agreement"] = UNSEEN
     return Outcome(result, tuple(Skip("quantize", name, reason) for name, reason in why.items()))
 
 
@@ -161,6 +163,7 @@ def _accurate(
         losses[name] = answers.expected_loss(write({name}))
     ranked = order_of_return(losses, *(dict(zip(order, found.tolist(), strict=True)) for found in times))
     kept, after = fewest(ranked, agreement, wanted, counting)
+    after = agreement(kept) if len(kept) == len(order) else after  # not asked for by halving, and told as counted
     return dict.fromkeys(kept, ACCURATE.format(count=len(kept), before=before, after=after))
 
 
@@ -233,6 +236,7 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
 
 
 SLOWER = "Computed in float, stored in 8 bits: up to here integers take longer on this machine."
+UNSEEN = "Not looked at: there are no validation images whose answers could stay."
 ACCURATE = (
     "Kept in float for its accuracy: {count} such layers bring agreement on validation images from {before:.1%} to "
     "{after:.1%}."
