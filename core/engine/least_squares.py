@@ -14,17 +14,19 @@ as the only unknowns, Optimal Brain Compression, Frantar & Alistarh 2022.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.engine.surgery import watch
+
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # shares of the mean of A's diagonal
 ROWS = 50  # rows kept for each unknown of an output channel: more add time, not accuracy
-OBSERVED, WIDEST = 4, 4608  # rows of a batch for each unknown, and most unknowns, of what is only forecast
+OBSERVED = 4  # rows of a batch for each unknown, of what is only forecast
+WIDEST = 4608  # inputs of a layer whose second moment is measured: 170 MB in float64
 STEPS = 100  # of conjugate gradients, for layers with zeros to keep
 
 
@@ -103,35 +105,35 @@ class Normal:
         return float((change * (a @ change - 2 * b)).sum())
 
 
-def observe(module: nn.Module, layers: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Normal]:
+def observe(
+    module: nn.Module, layers: Iterable[str], images: Sequence[Tensor], report: Callable[[float, str], None]
+) -> dict[str, Normal]:
     """Sums over what each of these layers reads (r has no columns); layers in groups and very wide ones are left out.
 
-    A few rows from everywhere suffice: they are for a forecast, and `solve` pulls toward the weights as they are.
+    `images` are batches (n, c, h, w). A few rows from everywhere suffice, in float32: they are for a forecast, and
+    `solve` pulls toward the weights as they are.
     """
     found: dict[str, Normal] = {}
     chance = torch.Generator().manual_seed(0)
+    parts = {name: part for name in layers if _is_observed(part := module.get_submodule(name))}
 
-    def look(name: str, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        rows = torch.randperm(output.numel() // len(layer.weight), generator=chance)
-        u = patches(layer, inputs[0], rows[: OBSERVED * layer.weight[0].numel()])
-        seen = Normal.of(u, u.new_zeros(*u.shape[:2], 0), shifts=layer.bias is not None)
+    def look(name: str, layer: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor) -> None:
+        rows = torch.randperm(y.numel() // len(layer.weight), generator=chance)
+        u = patches(layer, x, rows[: OBSERVED * layer.weight[0].numel()])[:, 0]
+        sums, products = (layer.bias is not None) * u.sum(0, dtype=torch.float64), (u.T @ u).double()
+        nothing = products.new_zeros(1, len(products), 0)
+        seen = Normal(len(u), sums[None], nothing[:, 0], products[None], nothing)
         found[name] = found[name] + seen if name in found else seen
 
-    hooks = []
-    for name in layers:
-        part = module.get_submodule(name)
-        if not isinstance(part, nn.Conv2d | nn.Linear) or getattr(part, "groups", 1) > 1:
-            continue
-        if part.weight[0].numel() <= WIDEST:
-            hooks.append(part.register_forward_hook(partial(look, name)))
-    try:
-        with torch.inference_mode():
-            for x in batches:
-                module(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for number, batch in enumerate(images):
+        report(number / len(images), "Measuring what each layer reads")
+        watch(module, parts, batch, look)
     return found
+
+
+def _is_observed(part: nn.Module) -> bool:
+    whole = isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
+    return whole and part.weight[0].numel() <= WIDEST  # type: ignore[index,union-attr,operator]
 
 
 def solve(normal: Normal, ridge: float, free: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from core.engine.data import Images, to_tensor
 from core.engine.graph import trace
 from core.engine.least_squares import Normal, as_matrix, as_weight, observe, solve
 from core.engine.low_rank import split_matrix
+from core.engine.progress import stages
 from core.engine.techniques.factorize import measure_moments
 from core.engine.techniques.prune_channels import score
 from core.layers import Layer, Profile, width_after
@@ -49,7 +50,8 @@ class Network:
 
 def describe(module: nn.Module, card: ModelCard, profile: Profile, images: Images, report: Report = silent) -> Network:
     """Importance by L2 norms and factors weighted by what `images` use: the defaults of the techniques themselves."""
-    context = Context(card, images, images, images, False, None, report=report)
+    looking, reading, scoring = stages(report, [1.0, 1.0, 1.0])
+    context = Context(card, images, images, images, False, None, report=looking)
     structure = trace(module, torch.zeros(1, *card.input_shape))
     parts = {x.name: module.get_submodule(x.name) for x in splittable(profile)}
     moments = measure_moments(module, parts, context)
@@ -58,9 +60,10 @@ def describe(module: nn.Module, card: ModelCard, profile: Profile, images: Image
         matrix = to_matrix(weight_of(module, name)).double()
         factors[name] = split_matrix(matrix, min(matrix.shape), moments.get(name))
     readers = {layer.name for group in structure.open for layer in consumers(profile, group.name)}
-    batches = (to_tensor(images.x[i : i + BATCH], card) for i in range(0, len(images), BATCH))
-    reads = observe(module, readers, batches)
-    return Network(module, profile, score(module, structure, list(structure.open), "l2", context), factors, reads)
+    batches = [to_tensor(images.x[i : i + BATCH], card) for i in range(0, len(images), BATCH)]
+    reads = observe(module, readers, batches, reading)
+    importance = score(module, structure, list(structure.open), "l2", replace(context, report=scoring))
+    return Network(module, profile, importance, factors, reads)
 
 
 def splittable(profile: Profile) -> list[Layer]:

@@ -35,7 +35,8 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     model = open_model(workspace, {"kind": "workspace", "id": model_id})
     data = open_data(workspace, data_id, model.card)
     folder, profile = workspace.folder("models", model_id), workspace.profile(model_id)
-    network = describe(model.module, model.card, profile, data.calibration.take(slice(0, MOMENT_IMAGES)))
+    few = data.calibration.take(slice(0, MOMENT_IMAGES))
+    network = describe(model.module, model.card, profile, few, part(report, 0.0, 0.02))
     about = {"model": model_id, "data": data.card.hash, "version": VERSION}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = folder / f"sensitivity-{data_id}.jsonl"
@@ -52,7 +53,7 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
 def measure_channels(workspace: Workspace, ids: tuple[str, str], model: Model, data: Data, report: Report) -> None:
     """Of the same table only how sensitive channels are, coarse levels first; `ids` are the model's and the data's."""
     few = data.calibration.take(slice(0, MOMENT_IMAGES))
-    network = describe(model.module, model.card, workspace.profile(ids[0]), few)
+    network = describe(model.module, model.card, workspace.profile(ids[0]), few, report)
     about = {"model": ids[0], "data": data.card.hash, "version": VERSION}
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = workspace.folder("models", ids[0]) / f"sensitivity-{ids[1]}.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,20 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@torch.no_grad()
+def watch(module: nn.Module, parts: Mapping[str, nn.Module], x: Tensor, hook: Callable[..., None]) -> None:
+    """Run `module` on x (n, c, h, w); `hook(name, layer, input, output)` at every part that it reaches."""
+    handles = [
+        part.register_forward_hook(lambda layer, inputs, output, name=name: hook(name, layer, inputs[0], output))
+        for name, part in parts.items()
+    ]
+    try:
+        module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def calls(module: nn.Module, example: Tensor) -> tuple[Call, ...]:

@@ -8,7 +8,7 @@ it after (Zhang et al. 2016, Accelerating Very Deep Convolutional Networks). The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,15 @@ from torch.nn.modules.conv import _ConvNd
 from core.candidate import Skip
 from core.engine.context import Context, Outcome
 from core.engine.data import to_tensor
+from core.engine.least_squares import WIDEST
 from core.engine.low_rank import bayesian_rank, split
 from core.engine.reconstruct import repair
-from core.engine.surgery import copy_model, kind_of
+from core.engine.surgery import copy_model, kind_of, watch
 from core.layers import dial_for
 from core.options import Factorize
 from core.ranks import ANSWER, Rank, Shape, refusal
 
 IMAGES, BATCH = 128, 32  # calibration images looked at, and how many at once
-WIDEST = 4608  # inputs of a layer whose second moment is measured (170 MB in float64); wider ones get the plain SVD
 NOISE = "Kept: EVBMF takes all of its weights for noise, so no rank is above it; give it a rank of its own."
 
 
@@ -41,20 +41,6 @@ def _shape(layer: nn.Module, seen: tuple[int, ...], made: tuple[int, ...]) -> Sh
     kind = "depthwise" if layer.groups == c_in > 1 else "conv"
     sizes = (seen[2], seen[3]), (made[2], made[3])
     return Shape(kind, c_in, layer.out_channels, (kh, kw), layer.groups, *sizes, layer.bias is not None)
-
-
-def _observe(model: nn.Module, parts: Mapping[str, nn.Module], x: Tensor, hook: Callable[..., None]) -> None:
-    """Run the model on x (n, c, h, w); `hook(name, layer, input, output)` at every part."""
-    handles = [
-        part.register_forward_hook(lambda layer, inputs, output, name=name: hook(name, layer, inputs[0], output))
-        for name, part in parts.items()
-    ]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _columns(layer: nn.Module, x: Tensor) -> Tensor:
@@ -82,7 +68,7 @@ def measure_moments(model: nn.Module, parts: Mapping[str, nn.Module], context: C
 
     for start in range(0, len(images), BATCH):
         context.report(start / len(images), "Measuring what each layer sees")
-        _observe(model, parts, to_tensor(images.x[start : start + BATCH], context.card), add)
+        watch(model, parts, to_tensor(images.x[start : start + BATCH], context.card), add)
     return sums
 
 
@@ -97,7 +83,7 @@ def apply(model: nn.Module, options: Factorize, layers: Mapping[str, float], con
     def note(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         shapes[name] = _shape(layer, tuple(x.shape), tuple(y.shape))
 
-    _observe(model, parts, torch.zeros(1, *context.card.input_shape), note)
+    watch(model, parts, torch.zeros(1, *context.card.input_shape), note)
     if options.ranks == "evbmf":
         free = [
             n for n, s in shapes.items() if n in ranks.keys() - own and s.kind in ("conv", "linear") and s.groups == 1
