@@ -144,7 +144,7 @@ def _spend(now: State, open_choices: Choices, known: Forecast, limits: dict[str,
             if least > share:
                 st.caption(f"With these choices the smallest plan needs {least:.0%} of {TITLES[kind]}.")
                 limits = {**limits, kind: least * (1 + 1e-6)}
-        ways = {"Layer by layer": allocated, "Same share everywhere": uniform, "Best measured plan": measured}
+        ways = {"Layer by layer": allocated, "Same share everywhere": uniform, "Best tried plan": measured}
         found = {name: make(known, open_choices, now.recipe, limits) for name, make in ways.items()}
     except StudioError as error:
         st.caption(str(error))

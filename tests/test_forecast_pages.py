@@ -134,8 +134,8 @@ def test_a_plan_that_was_measured_to_lose_less_than_predicted_is_used(space: Wor
     tab = open_budget(open_page("tune"))
     tab.slider(key="share-net-1-macs").set_value(60).run()
     assert not tab.exception, tab.exception
-    assert "Best measured plan** :" in words(tab)
-    assert tab.button(key="use-Best measured plan").disabled  # as it is in use
+    assert "Best tried plan** :" in words(tab)
+    assert tab.button(key="use-Best tried plan").disabled  # as it is in use
     assert plan_of(PROFILE, state(tab).recipe)[0] == plan
     assert costs(PROFILE, state(tab).recipe).macs <= 0.6 * PROFILE.macs
 
