@@ -87,6 +87,7 @@ def test_a_killed_worker_fails_with_a_sentence(store: JobStore) -> None:
     assert found.status == "failed"
     assert "ended unexpectedly (signal 9" in found.error
     assert (store.root.parent / "uploads" / "step-0").exists()
+    store.pump()  # the worker may have gone between the last one and the look at it
     assert json.loads((store.root / job / "state.json").read_text())["status"] == "failed"  # pump wrote it down
 
 
