@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine.formats import onnx_writer
+from core.engine.formats.onnx_facts import file_facts
 from core.engine.models import Model
 from core.engine.node_latency import layer_aliases, measure_nodes
 from core.engine.profile import count_macs, profile
@@ -52,14 +53,23 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Profi
 
 
 def test_totals_are_the_sums_and_nothing_is_left_out(profiled: tuple[nn.Module, Profile, Path]):
-    net, found, file = profiled
-    assert found.params == sum(p.numel() for p in net.parameters()) == sum(x.params for x in found.layers)
+    _, found, file = profiled
+    assert found.params == file_facts(file, CARD.input_shape).params == sum(x.params for x in found.layers)
+    assert found.layer("blocks.0.norm").params == 0  # its convolution has a bias that takes it in
+    assert found.layer("blocks.1.norm").params == 2 * found.layer("blocks.1.norm").out_channels  # the file keeps it
     assert found.macs == sum(x.macs for x in found.layers)
     assert found.activation_bytes == sum(x.activation_bytes for x in found.layers)
     assert found.file_bytes == file.stat().st_size
     stem = found.layer("stem")
     assert (stem.kind, stem.params, stem.macs) == ("conv", 3 * 4 * 9 + 4, 3 * 4 * 9 * 64)
     assert (stem.output_shape, stem.activation_bytes, stem.input_shape) == ((4, 8, 8), 4 * 4 * 64, (3, 8, 8))
+
+
+def test_parameters_are_those_of_the_file_with_and_without_a_bias_that_takes_the_norm_in(tmp_path: Path):
+    for blocks in (["plain", "project"], ["plain", "residual", "depthwise"], ["concat", "preact"]):
+        net, file = Net(blocks, [5, 6, 4, 7][: len(blocks) + 1], "mean"), tmp_path / "net.onnx"
+        onnx_writer.export(net, CARD, file)
+        assert profile(Model(net, CARD), file).params == file_facts(file, CARD.input_shape).params, blocks
 
 
 def test_every_layer_is_timed_and_norms_are_folded_away(profiled: tuple[nn.Module, Profile, Path]):
@@ -98,7 +108,7 @@ def test_kinds_and_macs_by_hand(tmp_path: Path):
         "answer": "linear", "(model)": "other", "unused": "other",
     }  # fmt: skip
     assert (found.layer("(model)").params, found.layer("unused").params) == (1, 9)
-    assert found.params == sum(p.numel() for p in net.parameters())
+    assert found.params == sum(p.numel() for p in net.parameters()) - 8  # the norm is in the bias of `a`
 
 
 def test_resnet20_against_the_paper_the_hand_and_fvcore():

@@ -3,6 +3,11 @@
 The inserted statistics are measured, and its scale and shift undo exactly what it does, so the function is unchanged;
 what changes is how it trains: without normalization a few steps at a useful learning rate blow such a network up.
 Batch Normalization, Ioffe & Szegedy 2015.
+
+Behind a BatchNorm a filter's length does not matter to the answer, but a step of the optimizer turns it by the rate
+over its length squared (L2 Regularization versus Batch and Weight Normalization, van Laarhoven 2017). An export folds
+scales into the filters, so that those of one network differ by a factor of ten and no rate suits all: each gets length
+1, which is about what training with BatchNorm gives them.
 """
 
 from __future__ import annotations
@@ -50,12 +55,24 @@ def measure_outputs(module: nn.Module, names: Iterable[str], x: Tensor) -> dict[
     return {name: (mean, (square - mean**2).clamp(min=0)) for name, (mean, square) in moments.items()}
 
 
+def _to_unit_length(conv: nn.Module) -> Tensor:
+    """Divide each filter, and its bias, by its length; the lengths (c_out,). A filter of zeros stays."""
+    length = conv.weight.flatten(1).norm(dim=1)  # type: ignore[operator, union-attr]
+    length = torch.where(length > 0, length, 1.0)
+    conv.weight.div_(length[:, None, None, None])  # type: ignore[operator, union-attr]
+    if conv.bias is not None:
+        conv.bias.div_(length)  # type: ignore[operator, union-attr]
+    return length
+
+
 @torch.no_grad()
-def insert_batchnorm(module: nn.Module, x: Tensor, only: Collection[str] | None = None) -> tuple[str, ...]:
+def insert_batchnorm(
+    module: nn.Module, x: Tensor, only: Collection[str] | None = None, *, unit_length: bool = False
+) -> tuple[str, ...]:
     """Replace every 2-D convolution of `module` by (convolution, BatchNorm) in place, its function unchanged.
 
-    x (n, c, h, w) are the model's inputs to measure on; `only` these layers where it is given. Returns the names of the
-    convolutions, for `fold_batchnorm`.
+    x (n, c, h, w) are the model's inputs to measure on; `only` these layers where it is given. With `unit_length` each
+    filter is divided by its length. Returns the names of the convolutions, for `fold_batchnorm`.
     """
     module.eval()
     convs = [name for name, part in module.named_modules() if kind_of(part) in ("conv", "depthwise")]
@@ -63,12 +80,13 @@ def insert_batchnorm(module: nn.Module, x: Tensor, only: Collection[str] | None 
     found = measure_outputs(module, convs, x)
     for name, (mean, variance) in found.items():
         conv = module.get_submodule(name)
+        length = _to_unit_length(conv).double() if unit_length else torch.ones_like(mean)
         norm = nn.BatchNorm2d(len(mean))
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean / length)
+        norm.running_var.copy_(variance / length**2)
+        norm.weight.copy_((variance + norm.eps * length**2).sqrt())
         norm.bias.copy_(mean)
         _put(module, name, nn.Sequential(conv, norm.to(conv.weight.device)).eval())  # type: ignore[arg-type]
     return tuple(found)

@@ -1,14 +1,17 @@
 """What a model is made of and what each part costs: one row per layer, totals that equal the sums.
 
-Counted: parameters, multiply-adds (one multiply-add is one MAC), activations, channel groups. Measured: each layer's
-latency in ONNX Runtime, on the very file that candidates are compared with.
+Counted: parameters as the file holds them, multiply-adds (one multiply-add is one MAC), activations, channel groups.
+Measured: each layer's latency in ONNX Runtime, on the very file that candidates are compared with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
@@ -22,6 +25,7 @@ from core.engine.surgery import Call, calls, kind_of
 from core.layers import Layer, Profile
 
 FLOAT = 4  # bytes
+FOLDING = frozenset(("conv", "depthwise", "conv_transpose", "linear"))  # an export folds a norm into these
 
 
 def profile(model: Model, file: Path, report: Report = silent) -> Profile:
@@ -35,7 +39,8 @@ def profile(model: Model, file: Path, report: Report = silent) -> Profile:
     report(0.1, "Finding which channels belong together")
     structure = trace(model.module, example)
     timed = measure_nodes(file, model.card.input_shape, lambda f, m, **_: report(0.4 + 0.5 * f, m))
-    layers = (*(_layer(row, structure, timed) for row in rows), *_rest(model.module, rows))
+    counted = [_layer(row, structure, timed) for row in rows]
+    layers = (*as_stored(counted, file), *_rest(model.module, rows))
     report(0.95, "Measuring peak memory")
     return Profile(
         layers=layers,
@@ -72,6 +77,18 @@ def _layer(row: Call, structure: Structure, timed: NodeLatency) -> Layer:
         latency_ms=timed.layers.get(row.path),
         input_shape=row.input_shape,
     )
+
+
+def as_stored(layers: Sequence[Layer], file: Path) -> Iterator[Layer]:
+    """The rows, a norm that is no node of `file` with what is left of it there: the bias of the layer that it was
+    folded into, or nothing where that has one anyway."""
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    norms = {node.name for node in nodes if node.op_type == "BatchNormalization"}
+    for i, layer in enumerate(layers):
+        if layer.kind == "norm" and layer.name not in norms:
+            into = next((x for x in reversed(layers[:i]) if x.kind in FOLDING and x.group == layer.group), None)
+            layer = replace(layer, params=0 if into and into.bias else layer.out_channels)
+        yield layer
 
 
 def count_macs(row: Call) -> int:

@@ -63,7 +63,7 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     if options.head_first:
         reason = solve_last_layer(model, lesson.train, lesson.validation, context, lesson.teacher)
         skipped += [Skip("distill", "last layer", reason)] if reason else []
-    inserted = () if has_batchnorm(model) else insert_batchnorm(model, sample)
+    inserted = () if has_batchnorm(model) else insert_batchnorm(model, sample, unit_length=True)
     with _hinted(lesson, options, model, sample) as whole:
         curve = learn(model, whole, plan, context, checkpoint=path, after_step=keep_zeros(model))
     fold_batchnorm(model, inserted)
