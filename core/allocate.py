@@ -1,9 +1,9 @@
 """Budgets → one option per item, at the smallest summed loss: the multiple-choice knapsack problem.
 
 One budget: dynamic programming over non-dominated (cost, loss) states (Nemhauser & Ullmann 1969), thinned by a
-Lagrangian lower bound on what is left: exact, costs need no grid. Several budgets: an integer programme by SciPy's
-HiGHS, to one part in a thousand. The whole front: dynamic programming on a grid of costs, every budget in one pass;
-costs are rounded up, so each point keeps within its budget and is at most one grid step per item from the best.
+Lagrangian lower bound on what is left: exact, costs need no grid. Several budgets: from their linear relaxation, to one
+part in a hundred. The whole front: dynamic programming on a grid of costs, every budget in one pass; costs are rounded
+up, so each point keeps within its budget and is at most one grid step per item from the best.
 
 Losses add up only near the original: at extreme budgets measure uniform and weight-error plans beside the result.
 """

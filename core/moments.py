@@ -82,7 +82,7 @@ def _by_branch(
     goes with one frees only some of what is in memory, the rest is a moment of its own."""
     home, found = homes(operators), []
     gone = {
-        group.name: _gone_with({part.name for layer in group.branch for part in net.parts[layer]}, operators)
+        group.name: _gone_with({part.name for layer in group.branch for part in net.parts.get(layer, ())}, operators)
         for group in profile.groups
         if group.branch
     }

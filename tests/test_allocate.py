@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import allocate_several
 from core.allocate import Item, allocate, front, lock
 from core.errors import StudioError
 
@@ -130,3 +131,22 @@ def test_sixty_layers_of_twelve_options(kinds: int) -> None:
     if kinds == 1:  # the second column can never bind: HiGHS must agree with dynamic programming
         twice = [Item(x.name, x.technique, x.levels, x.losses, tuple((c[0], c[0]) for c in x.costs)) for x in items]
         assert allocate(twice, (budget[0], budget[0] * 2)).loss == pytest.approx(plan.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.5), (0.7, 0.4, 0.5), (0.3, 0.9, 0.6)])
+def test_several_budgets_against_the_integer_programme(
+    kinds: int, shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = big(kinds)
+    budget = np.sum([x.costs[0] for x in items], axis=0) * shares[:kinds]
+    plan = allocate(items, tuple(budget))
+    assert np.all(np.array(plan.costs) <= budget)
+    monkeypatch.setattr(allocate_several, "_rounded", lambda *_: None)  # then HiGHS decides alone
+    assert plan.loss <= allocate(items, tuple(budget)).loss * 1.01
+
+
+def test_budgets_that_fit_alone_but_not_together_are_refused() -> None:
+    crossed = [item("a", (0, 0.0, 0.0, 4.0), (1, 0.0, 4.0, 0.0))]
+    with pytest.raises(StudioError, match="No plan keeps within all budgets together"):
+        allocate(crossed, (2.0, 2.0))

@@ -200,6 +200,17 @@ def test_peak_memory_is_a_budget_of_every_moment() -> None:
         assert found.loss == pytest.approx(best, rel=2e-3)
 
 
+def test_a_branch_may_have_parts_that_are_no_rows_of_the_profile() -> None:
+    """An activation that is a module of its own, as in files that were read from ONNX."""
+    plain = resnet(1)
+    groups = tuple(replace(g, branch=(*g.branch, f"{g.name}.relu")) if g.branch else g for g in plain.groups)
+    found = []
+    for profile in (plain, replace(plain, groups=groups)):
+        made = Choices(profile, full_table(profile), {"prune_channels": (0.5,)})
+        found.append(made.spend({"peak_bytes": 0.67 * made.peak_of({})}))
+    assert found[0] == found[1]
+
+
 def test_the_peak_of_a_plan_is_that_of_its_recipe() -> None:
     profile = resnet(3)
     made = Choices(profile, full_table(profile), {"prune_channels": (0.25, 0.5)})
