@@ -205,6 +205,11 @@ class Distill:
         step=0.1,
         later=True,
     )
+    blend: bool = option(
+        False,
+        "Mix images in pairs: the teacher knows its training images by heart, mixtures it does not. Needs views at 0.",
+        later=True,
+    )
     head_first: bool = option(
         False,
         "Fit the last layer alone first, to what is learned from; kept only if validation answers get better.",

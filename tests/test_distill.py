@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from core.cards import ModelCard
 from core.engine.answers import Kept
@@ -21,7 +23,7 @@ from core.engine.context import Context
 from core.engine.data import Images, to_tensor
 from core.engine.hints import distance, find_maps, watched
 from core.engine.probe import DECAY, solve_last_layer
-from core.engine.teaching import dist_loss, kl_loss
+from core.engine.teaching import blended, dist_loss, kl_loss, make_loss
 from core.engine.techniques.distill import apply
 from core.engine.train import accuracy
 from core.errors import Cancelled, DataError, RecipeError
@@ -185,10 +187,28 @@ def test_batchnorm_is_inserted_and_folded_without_a_trace(unit: bool) -> None:
     assert not model.training
 
 
+def test_blended_images_are_answered_and_labelled_as_mixtures() -> None:
+    x, y, index = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 1, 0]), torch.tensor([7, 3, 5, 1])
+    batch = Batch(x, y, index, 2)
+    seen, share = blended(batch)
+    assert 0 < share < 1
+    assert torch.equal(seen.x[0], share * x[0] + (1 - share) * x[3])
+    assert blended(batch)[1] == share  # a run that goes on sees the same
+    assert blended(replace(batch, view=3))[1] != share
+    assert blended(replace(batch, view=-1)) == (replace(batch, view=-1), 1.0)
+
+    model, teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    loss = make_loss(lambda b: teacher(b.x), "kl", 2.0, 0.25, blend=True)
+    logits = model(seen.x)
+    labels = share * cross_entropy(logits, y) + (1 - share) * cross_entropy(logits, y.flip(0))
+    expected = 0.25 * kl_loss(logits, teacher(seen.x), 2.0) + 0.75 * labels
+    assert torch.allclose(loss(model, batch), expected)
+
+
 def test_a_network_without_batchnorm_trains_at_a_rate_that_needs_it() -> None:
     model = net(norm=False)
     names = set(model.state_dict())
-    curve = apply(model, Distill(6, 0.2, teacher=False, shift=0), {}, context()).curve
+    curve = apply(model, Distill(10, 0.2, teacher=False, shift=0), {}, context()).curve
     assert max(row.accuracy for row in curve) > 0.85
     assert set(model.state_dict()) == names
     assert accuracy(model, images(300, 1), CARD) == pytest.approx(max(row.accuracy for row in curve), abs=0.005)
@@ -310,9 +330,10 @@ def test_hints_bring_the_student_nearer_to_the_teacher_half_way_and_leave_no_tra
     assert found[1] < 0.7 * found[0]
 
 
-def test_hints_and_kept_answers_exclude_each_other() -> None:
-    with pytest.raises(RecipeError, match="set hint or views to 0"):
-        apply(net(), Distill(hint=1.0, views=2), {}, context(teacher=Brightness()))
+@pytest.mark.parametrize("option", [{"hint": 1.0}, {"blend": True}])
+def test_a_teacher_that_has_to_run_and_kept_answers_exclude_each_other(option: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="set views to 0"):
+        apply(net(), Distill(views=2, **option), {}, context(teacher=Brightness()))
 
 
 def test_the_last_layer_is_solved_first_where_that_helps() -> None:

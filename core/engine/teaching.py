@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def make_lesson(
     temperature: float = 4.0,
     compare: str = "kl",
     views: int = 0,
+    blend: bool = False,
 ) -> Lesson:
     """What the step `key` trains on. Raises DataError without labels and teacher, RecipeError where none is there.
 
@@ -93,20 +94,42 @@ def make_lesson(
         train, validation = (answered(images, original, context) for images in (train, validation))
     path = context.folder / f"{key}-{len(train)}-{views}-{context.seed}.npy" if context.folder else None
     ask = Kept(original, len(train), views, path) if views else Asked(original)
-    return Lesson(train, validation, original, make_loss(ask, compare, temperature, alpha if labelled else 1.0))
+    return Lesson(train, validation, original, make_loss(ask, compare, temperature, alpha if labelled else 1.0, blend))
 
 
-def make_loss(ask: Callable[[Batch], Tensor], compare: str, temperature: float, alpha: float) -> Loss:
+def make_loss(
+    ask: Callable[[Batch], Tensor], compare: str, temperature: float, alpha: float, blend: bool = False
+) -> Loss:
     """The loss above; the teacher sees the very images that the student sees."""
     difference = TEACHER_LOSSES[compare]
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
-        answers = ask(batch)
-        logits = module(batch.x)
+        seen, share = blended(batch) if blend else (batch, 1.0)
+        answers = ask(seen)
+        logits = module(seen.x)
         value = alpha * difference(logits, answers, temperature)
-        return value if alpha == 1 else value + (1 - alpha) * F.cross_entropy(logits, batch.y)
+        if alpha == 1:
+            return value
+        right = share * F.cross_entropy(logits, batch.y)
+        return value + (1 - alpha) * (
+            right + (1 - share) * F.cross_entropy(logits, batch.y.flip(0)) if blend else right
+        )
 
     return loss
+
+
+def blended(batch: Batch) -> tuple[Batch, float]:
+    """Each image mixed with the one that comes as late as it comes early, and the share of the first: any is as likely,
+    and the same for the same batch. Images as they are (view -1) stay.
+
+    A network knows the images it was trained on by heart, so that its answers to them say little; a mixture is new to
+    it (mixup: Beyond Empirical Risk Minimization, Zhang et al. 2018; as a lesson, Beyer et al. 2022).
+    """
+    if batch.view < 0:
+        return batch, 1.0
+    seed = int(batch.index[0]) + len(batch.index) * (1 + batch.view)
+    share = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+    return replace(batch, x=share * batch.x + (1 - share) * batch.x.flip(0)), share
 
 
 @torch.no_grad()

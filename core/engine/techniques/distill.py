@@ -35,8 +35,11 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     Raises DataError without labels and teacher, RecipeError for options that exclude each other. Resumes from
     `context.folder` after a kill.
     """
-    if options.hint and options.views and options.teacher:
-        raise RecipeError("distill: hints need the teacher to run, and views keep its answers; set hint or views to 0.")
+    if (options.hint or options.blend) and options.views and options.teacher:
+        raise RecipeError(
+            "distill: hints and blended images need the teacher to run, and views keep its answers; set views to 0, "
+            "or hint to 0 and blend to false."
+        )
     lesson = make_lesson(
         context,
         "distill",
@@ -45,6 +48,7 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
         temperature=options.temperature,
         compare=options.loss,
         views=options.views,
+        blend=options.blend,
     )
     plan = Plan(
         options.epochs,
