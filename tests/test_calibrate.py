@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from core.cards import ModelCard
 from core.choices import Choices
 from core.engine import latency_job
 from core.engine.calibrate import answers, calibrate, lost, measure_plan, mend
-from core.engine.calibration_plans import COUNT, RANGE, ask_plans, calibration_plans, random_plan, rivals
+from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, random_plan, rivals
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -98,26 +96,6 @@ def test_each_plan_is_measured_once_and_the_first_ones_span_the_range(network: N
         assert sorted(kl[:6])[1] < sorted(kl)[len(kl) // 2] < sorted(kl[:6])[4]
 
 
-def asked(network: Network, table: SensitivityTable, changed: Callable[[float], float]) -> list[float]:
-    """The summed KL of the plans asked for, where a plan of so much changes that share of the answers."""
-    asking, found = ask_plans(network.profile, table), list[float]()
-    with suppress(StopIteration):
-        plan = next(asking)
-        while True:
-            found.append(sum_kl(table, plan)[0])
-            plan = asking.send(changed(found[-1]))
-    return found
-
-
-def test_plans_stay_where_the_network_is_not_ruined(network: Network) -> None:
-    table = make_table(network)
-    robust, frail = asked(network, table, lambda kl: 0.2 * kl), asked(network, table, lambda kl: min(1.0, 5 * kl))
-    assert COUNT - 1 <= min(len(robust), len(frail)) <= COUNT  # three layers have few ways to lose little
-    assert sorted(robust[1:]) == sorted(kl for kl in robust[1:] if kl <= RANGE[1])
-    assert frail[0] == robust[0]  # both are first asked where it is worst
-    assert sum(kl < 0.05 for kl in frail) > COUNT * 0.6 > sum(kl < 0.05 for kl in robust)
-
-
 def test_rivals_keep_within_the_budget(network: Network) -> None:
     """The gentlest uniform share that fits, and the least weight error, which here only later layers pay for."""
     table = make_table(network)
@@ -161,8 +139,7 @@ def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> N
     first = read_lines(path)[1:]
     calibrate(network, table, x, y, path, {"images": 40})
     assert read_lines(path)[1:5] == first
-    assert COUNT <= len(read_lines(path)) <= 1 + COUNT
-    assert read_lines(path)[0]["plans"] == len(read_lines(path)) - 1
+    assert len(read_lines(path)) == 1 + COUNT
     calibrate(network, table, x[:20], y[:20], path, {"images": 20})
     assert {row["images"] for row in read_lines(path)[1:]} == {20}
 
@@ -189,9 +166,9 @@ def test_the_job_leaves_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     forecast = load(workspace, name, "shades")
     assert forecast is not None
     assert forecast.finished
-    plans = [sum(p.repaired is r for p in forecast.points) for r in (False, True)]
-    assert COUNT // 2 < min(plans) <= max(plans) <= COUNT  # a network of three layers has few ways to mend little
+    plans = [len(calibration_plans(forecast.profile, forecast.table, mended=mended)) for mended in (False, True)]
     assert made == {"cells": len(settings(forecast.profile)), "plans": sum(plans)}
+    assert [sum(p.repaired is r for p in forecast.points) for r in (False, True)] == plans
     rows = read_lines(workspace.folder("models", name) / "calibration-shades.jsonl")
     row = max((r for r in rows[1:] if r["repaired"]), key=lambda r: r["drop"]["agreement"])
     x, y = to_tensor(data.validation.x, model.card), torch.from_numpy(data.validation.y)

@@ -7,13 +7,13 @@ techniques themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from core.engine.calibration_plans import COUNT, ask_plans
+from core.engine.calibration_plans import calibration_plans
 from core.engine.context import Report, silent
 from core.engine.data import Data
 from core.engine.judge import counted_loss, expected_loss
@@ -23,7 +23,7 @@ from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.forecast import sum_kl
 from core.plan import key_levels, plan_rows, steps_of
-from core.sensitivity_table import Key, Plan, SensitivityTable, append_lines, read_lines
+from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines
 
 MENDING = 8  # times as long as a plan that is not repaired, for the progress bar
 BATCH = 64  # images at once: their activations stay in the cache
@@ -63,41 +63,6 @@ def answers(module: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([module(part) for part in torch.split(x, BATCH)])
 
 
-class Calibrating:
-    """Plans that are measured, on images x (n, c, h, w) with labels y where there are any; each is kept at once."""
-
-    def __init__(
-        self,
-        network: Network,
-        table: SensitivityTable,
-        x: Tensor,
-        y: Tensor | None,
-        path: Path,
-        subject: tuple[Model, Data] | None,
-    ) -> None:
-        self.network, self.table, self.x, self.y, self.path, self.subject = network, table, x, y, path, subject
-        self.before = answers(network.module, x)
-        self.known = {(_settings(row["plan"]), row["repaired"]): row["drop"] for row in read_lines(path)[1:]}
-
-    def changed(self, plan: Plan, mended: bool) -> float:
-        """The share of answers that a plan changes, from the file where it is there."""
-        settings = plan_rows(plan)
-        key = _settings(settings), mended
-        if key not in self.known:
-            if self.subject and mended:
-                after = answers(mend(plan, *self.subject, self.path.parent / "scratch"), self.x)
-                self.known[key] = lost(after, self.y, self.before)
-            else:
-                self.known[key] = measure_plan(self.network, plan, self.x, self.y, self.before)
-            row = {"plan": settings, "repaired": mended, "kl": sum_kl(self.table, plan)[0], "drop": self.known[key]}
-            append_lines(self.path, [{**row, "images": len(self.x)}])
-        return float(self.known[key]["agreement"])
-
-
-def _settings(rows: Sequence[Sequence[object]]) -> frozenset[tuple[Key, float]]:
-    return frozenset(key_levels(rows).items())
-
-
 def calibrate(
     network: Network,
     table: SensitivityTable,
@@ -112,33 +77,27 @@ def calibrate(
 
     With `subject`, the model and data that the techniques themselves run on, repaired plans too.
     """
-    costs = {False: 1, True: MENDING} if subject else {False: 1}
+    todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
+    if subject:
+        todo += [(plan, True) for plan in calibration_plans(network.profile, table.repaired, mended=True)]
     rows = read_lines(path)
     if not rows or rows[0].get("about") != dict(about):
         path.unlink(missing_ok=True)
-        append_lines(path, [{"about": dict(about), "plans": COUNT * len(costs)}])
-    calibrating, done = Calibrating(network, table, x, y, path, subject), 0
-    for mended, cost in costs.items():
-        asking = ask_plans(network.profile, table.repaired if mended else table, mended)
-        kind, plan = "repaired plan" if mended else "plan", next(asking, None)
-        number = 0
-        while plan is not None:
-            number += 1
-            report(done / (COUNT * sum(costs.values())), f"Measuring whole-network {kind} {number} of {COUNT}")
-            changed, done = calibrating.changed(plan, mended), done + cost
-            try:
-                plan = asking.send(changed)
-            except StopIteration:
-                plan = None
-    _count(path)
+        rows = [{"about": dict(about), "plans": len(todo)}]
+        append_lines(path, rows)
+    done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
+    before = answers(network.module, x)
+    for number, (plan, mended) in enumerate(todo):
+        settings = plan_rows(plan)
+        if (frozenset(key_levels(settings).items()), mended) in done:
+            continue
+        kind = "repaired plan" if mended else "plan"
+        cost = [MENDING if mended else 1 for _, mended in todo]
+        report(sum(cost[:number]) / sum(cost), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
+        if subject and mended:
+            found = lost(answers(mend(plan, *subject, path.parent / "scratch"), x), y, before)
+        else:
+            found = measure_plan(network, plan, x, y, before)
+        row = {"plan": settings, "repaired": mended, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
+        append_lines(path, [row])
     report(1.0, "Forecast calibrated")
-
-
-def _count(path: Path) -> None:
-    """Say that there are no more plans: a tiny network has not as many as were announced."""
-    head, *rows = read_lines(path)
-    if len(rows) < head["plans"]:
-        whole = path.with_suffix(".part")
-        whole.unlink(missing_ok=True)
-        append_lines(whole, [{**head, "plans": len(rows)}, *rows])
-        whole.replace(path)

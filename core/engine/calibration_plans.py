@@ -1,13 +1,11 @@
 """The whole-network plans that tier 2 measures: on the allocation's own path, where users will look, beside uniform and
 weight-error plans of the same cost; the rest are random mixes of techniques, spread evenly over the logarithm of
-predicted KL. The most telling come first: from where the network is ruined down to where it is not, because the same
-KL costs deep networks more than shallow ones and the interval is about losses that one would accept; then the ends of
-the range between, and the middles of what is left.
+predicted KL. The most telling come first: the ends of the range, then the middles of what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -27,9 +25,7 @@ COUNT = 16  # fewer leave the interval useless
 RANGE = (0.005, 1.0)  # summed KL in nats: from below what accuracy can show to a ruined network
 MENDED_RANGE = (0.01, 2.0)  # pruned weights stand more where the rest is solved again
 MENDED = ("prune_channels", "factorize", "prune_weights")  # the techniques that repair
-RUINED = 0.25  # of the answers changed: what lies beyond is measured no finer
-PROBES = (1.0, 1 / 4, 1 / 16, 1 / 64)  # of the end of the range, until the network is not ruined
-ATTEMPTS = 32  # at a random plan that is not there yet
+ATTEMPTS = 8  # at a random plan that is not there yet
 AT_ONCE = 2  # techniques of a random plan that is repaired: each repairs the whole network
 SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
 PATHS = {  # kind of cost, technique, plans on the path, how many of them get rivals; without repair and with
@@ -39,49 +35,17 @@ PATHS = {  # kind of cost, technique, plans on the path, how many of them get ri
 UNIFORM = {"prune_channels": tuple(i / 40 for i in range(1, 39))}  # finer than the table's own levels
 
 
-def ask_plans(
-    profile: Profile, table: SensitivityTable, mended: bool = False, count: int = COUNT
-) -> Generator[Plan, float, None]:
-    """Plans to measure; the share of answers that each changes is sent back. The same for the same shares."""
-    low, high = MENDED_RANGE if mended else RANGE
-    asked: list[Plan] = []
-    path = [a for a in _front(profile, table, mended) if low <= a.loss <= high]
-    ruined = last = high
-    for aim in PROBES:
-        nearest = min(path, key=lambda a: abs(np.log(a.loss / (aim * high))), default=None)
-        if nearest is None or _settings(nearest.levels) in map(_settings, asked):
-            break
-        asked.append(nearest.levels)
-        last = nearest.loss
-        if (yield nearest.levels) <= RUINED:
-            break
-        ruined = last
-    left = calibration_plans(profile, table, count, mended, asked, high=float(np.sqrt(ruined * last)))
-    for plan in left:  # noqa: UP028 - a list takes no answer
-        yield plan
-
-
 def calibration_plans(
-    profile: Profile,
-    table: SensitivityTable,
-    count: int = COUNT,
-    mended: bool = False,
-    asked: Sequence[Plan] = (),
-    high: float = np.inf,
+    profile: Profile, table: SensitivityTable, count: int = COUNT, mended: bool = False, seed: int = 0
 ) -> list[Plan]:
-    """What is left of `count` after those that were asked for, up to a KL of `high`. The same for the same table."""
-    rng = np.random.default_rng(0)
-    low, most = MENDED_RANGE if mended else RANGE
-    high = min(high, most)
-    before = set(map(_settings, asked))
-    path = {_settings(plan): plan for plan in path_plans(profile, table, mended, high)}
-    found = {settings: plan for settings, plan in path.items() if settings not in before}
-    found = dict(list(found.items())[: count - len(before)])
-    for aim in np.geomspace(low, high, count - len(before) - len(found)):
+    """The same plans every time, for the same table."""
+    rng = np.random.default_rng(seed)
+    found = {_settings(plan): plan for plan in path_plans(profile, table, mended)[:count]}
+    for aim in np.geomspace(*(MENDED_RANGE if mended else RANGE), count - len(found)):
         techniques = rng.permutation(MENDED)[:AT_ONCE].tolist() if mended else tuple(LEVELS)
         for _ in range(ATTEMPTS):  # in a tiny network one may be drawn twice, or change nothing
             plan = random_plan(profile, table, float(aim), rng, techniques)
-            if _settings(plan) and _settings(plan) not in before.union(found):
+            if _settings(plan) and _settings(plan) not in found:
                 found[_settings(plan)] = plan
                 break
     plans = list(found.values())
@@ -136,23 +100,15 @@ def random_plan(
     return plan
 
 
-def _front(profile: Profile, table: SensitivityTable, mended: bool) -> list[Allocation]:
-    """The plans of the first kind of path that the network has."""
-    for kind, technique, *_ in PATHS[mended]:
-        if rows_of(profile, technique):
-            return Choices(profile, table, {technique: LEVELS[technique]}).front(kind, 256)
-    return []
-
-
-def path_plans(profile: Profile, table: SensitivityTable, mended: bool = False, high: float = np.inf) -> list[Plan]:
+def path_plans(profile: Profile, table: SensitivityTable, mended: bool = False) -> list[Plan]:
     """Plans of the allocation's own: falling MACs by channels; falling bytes by bits, or by rank where they mend."""
     plans: list[Plan] = []
-    low, most = MENDED_RANGE if mended else RANGE
+    low, high = MENDED_RANGE if mended else RANGE
     for kind, technique, wanted, compared in PATHS[mended]:
         if not rows_of(profile, technique):
             continue
         choices = Choices(profile, table, {technique: LEVELS[technique]})
-        inside = [a for a in choices.front(kind, 256) if low <= a.loss <= min(high, most)]
+        inside = [a for a in choices.front(kind, 256) if low <= a.loss <= high]
         found = spread(inside, wanted)
         plans += [a.levels for a in found]
         for allocation in found[1 : 1 + compared]:
