@@ -24,7 +24,7 @@ from core.calibration import NEAR, Point
 from core.engine.calibrate import answers, calibrate, measure_plan
 from core.engine.calibration_plans import COUNT, RANGE, random_plan
 from core.forecast import Forecast, calibration_point, sum_kl
-from core.plan import plan_rows
+from core.plan import key_levels, plan_rows
 from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,8 +59,8 @@ def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tup
 
 
 def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]]) -> dict[str, object]:
-    kl, drop = (np.array([f(r) for r in rows]) for f in (lambda r: r["kl"], lambda r: r["drop"]["accuracy"]))
-    found = [forecast.calibration(False).at(float(k)) for k in kl]
+    plans, drop = [key_levels(r["plan"]) for r in rows], np.array([r["drop"]["accuracy"] for r in rows])
+    found = [forecast.calibration(False).at(forecast.total(forecast.sums(p, False), False)) for p in plans]
     predicted, wide = np.array([f[0] for f in found]), np.array([f[1] for f in found])
     errors, near = np.abs(predicted - drop), drop < NEAR
     start = time.perf_counter()
@@ -71,6 +71,7 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
         "model": subject.name,
         "recipes": len(rows),
         "calibration_plans": len(forecast.calibration(False).points),
+        "ways": forecast.ways(False),
         "spearman": float(spearmanr(predicted, drop)[0]),
         "near": {
             "recipes": int(near.sum()),

@@ -158,15 +158,16 @@ def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count
     plan, _ = plan_of(choices.profile, recipe)
     now, k, mended = forecast.predict(recipe), KINDS.index(kind), repaired(recipe)
     found: dict[str, tuple[float, Gain]] = {}
+    sums = forecast.sums(plan, mended)
     for key, level in plan.items():
         if now.value is None:
             continue
+        others = sums[key[1]] - forecast.term(key, level, mended)
         for gentler in choices.options(*key):
             if severity(key[1], gentler) >= severity(key[1], level):
                 continue
-            share = forecast.left.get(key[1], 1.0) if mended else 1.0
-            change = share * (choices.loss(*key, gentler) - choices.loss(*key, level))
-            after = forecast.predict_kl(max(0.0, now.kl + change), mended)
+            changed = {**sums, key[1]: others + forecast.term(key, gentler, mended)}
+            after = forecast.predict_kl(forecast.total(changed, mended), mended)
             costs = choices.change(plan, key, gentler)
             if after.value is None or after.value - now.value < LEAST_POINTS:
                 continue

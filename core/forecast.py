@@ -1,9 +1,10 @@
 """Recipe → accuracy with an interval, before anything is run. NumPy only.
 
 The KL divergences of a recipe's settings, each measured alone, are summed, and `core.calibration` turns nats into
-points. Plans that repair what remains have a map of their own: they lose far less at the same KL, and how much less
-depends on the technique, which the measured plans tell. Everything the user runs joins the measurements. Beyond the
-largest of them it says so.
+points. Channels removed from many layers of a deep network lose more together than the sum of each alone: their errors
+have one direction, so that it is more nearly the roots that add up. Plans that repair what remains have a map of their
+own: they lose far less at the same KL, and how much less depends on the technique. Both are what makes the measured
+plans predict each other best. Everything the user runs joins the measurements. Beyond the largest it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from math import sqrt
+from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ from core.recipe import Recipe
 from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read_table
 from core.workspace import Workspace
 
+Way = tuple[float, float]  # share s, power p: KLs of one technique sum up to (Σ (s · KL)^p)^(1/p)
 FEWEST = 6  # measurements below which no number is shown
-LEFT = {"prune_channels": (1.0, 0.3, 0.1, 0.03), "prune_weights": (1.0, 0.3, 0.1)}  # factors are the best there are
+WAYS: dict[bool, dict[str, tuple[Way, ...]]] = {  # tried without repair and with it; factors are the best there are
+    False: {"prune_channels": tuple((1.0, power) for power in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5))},
+    True: {
+        "prune_channels": tuple((share, 1.0) for share in (1.0, 0.3, 0.1, 0.03)),
+        "prune_weights": tuple((share, 1.0) for share in (1.0, 0.3, 0.1)),
+    },
+}
+ALONE: Way = (1.0, 1.0)
 NOTED = 0.02  # losses that are small against this are alike
 
 
@@ -88,10 +97,10 @@ class Forecast:
         kl, missing = sum_kl(self.table, plan)
         if missing:
             return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
-        return self.predict_kl(self.kl_of(plan, self.left) if repair else kl, repair, reason)
+        return self.predict_kl(self.total(self.sums(plan, repair), repair), repair, reason)
 
     def predict_kl(self, kl: float, repair: bool = False, reason: str = "") -> Prediction:
-        """Of any plan whose settings sum up to `kl` nats, with `repair` to so many that repair leaves."""
+        """Of any plan whose settings sum up to `kl` nats in the way that their technique does."""
         if kl == 0:
             return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
         known = self.calibration(repair)
@@ -107,30 +116,50 @@ class Forecast:
 
     @cached_property
     def _calibrations(self) -> tuple[Calibration, Calibration]:
-        plain = Calibration(tuple(p for p in self.points if not p.repaired))
-        return plain, self._mended(self.left)
+        plain, mended = (self._with(repair, self.ways(repair)) for repair in (False, True))
+        return plain, mended
 
-    def _mended(self, left: Mapping[str, float]) -> Calibration:
-        points = (p for p in self.points if p.repaired)
-        return Calibration(tuple(replace(p, kl=self.kl_of(p.plan, left)) if p.plan else p for p in points))
+    def _with(self, repair: bool, ways: Mapping[str, Way]) -> Calibration:
+        found = (p for p in self.points if p.repaired == repair)
+        kls = ((p, _total(self._sums(p.plan, repair, ways), ways) if p.plan else p.kl) for p in found)
+        return Calibration(tuple(replace(p, kl=kl) for p, kl in kls))
 
-    def kl_of(self, plan: Plan, left: Mapping[str, float]) -> float:
-        """Summed KL of a plan in nats, of each technique's the share that is left."""
-        table = self.table.repaired
-        return sum(left.get(key[1], 1.0) * (table.kl(*key, level) or 0.0) for key, level in plan.items())
+    def total(self, sums: Mapping[str, float], repair: bool) -> float:
+        """Nats, from what `sums` gave."""
+        return _total(sums, self.ways(repair))
+
+    def sums(self, plan: Plan, repair: bool) -> dict[str, float]:
+        """Technique → sum over its settings, each as `term` has it."""
+        return self._sums(plan, repair, self.ways(repair))
+
+    def term(self, key: Key, level: float, repair: bool) -> float:
+        """What one setting adds to the sum of its technique."""
+        return self._sums({key: level}, repair, self.ways(repair))[key[1]]
+
+    def _sums(self, plan: Plan, repair: bool, ways: Mapping[str, Way]) -> dict[str, float]:
+        table, found = self.table.repaired if repair else self.table, dict[str, float]()
+        for key, level in plan.items():
+            share, power = ways.get(key[1], ALONE)
+            found[key[1]] = found.get(key[1], 0.0) + (share * (table.kl(*key, level) or 0.0)) ** power
+        return found
+
+    def ways(self, repair: bool) -> dict[str, Way]:
+        """Technique → how its KLs add up: so that measured plans predict each other best."""
+        return self._ways[repair]
 
     @cached_property
-    def left(self) -> dict[str, float]:
-        """Technique → share of its KL that repair leaves: those by which measured plans predict each other best."""
-        options = [dict(zip(LEFT, shares, strict=True)) for shares in product(*LEFT.values())]
-        if sum(p.repaired and p.plan is not None for p in self.points) < FEWEST:
+    def _ways(self) -> tuple[dict[str, Way], dict[str, Way]]:
+        return self._best_ways(False), self._best_ways(True)
+
+    def _best_ways(self, repair: bool) -> dict[str, Way]:
+        options = [dict(zip(WAYS[repair], ways, strict=True)) for ways in product(*WAYS[repair].values())]
+        if sum(p.repaired == repair and p.plan is not None for p in self.points) < FEWEST:
             return options[0]
 
-        def error(left: Mapping[str, float]) -> float:
-            known = self._mended(left)
-            return float(
-                np.mean(np.abs(known.left_out - known.estimate) / (known.left_out + np.abs(known.estimate) + NOTED))
-            )
+        def error(ways: Mapping[str, Way]) -> float:
+            known = self._with(repair, ways)
+            off, size = np.abs(known.left_out - known.estimate), known.left_out + np.abs(known.estimate)
+            return float(np.mean(off / (size + NOTED)))
 
         return min(options, key=error)
 
@@ -153,6 +182,10 @@ class Forecast:
         errors = np.abs(predicted - measured)
         ranks = np.corrcoef(rank(predicted), rank(measured))[0, 1] if np.ptp(predicted) and np.ptp(measured) else 0.0
         return Track(float(errors.mean()), float(ranks), float((errors <= wide).mean()), len(errors))
+
+
+def _total(sums: Mapping[str, float], ways: Mapping[str, Way]) -> float:
+    return fsum(max(total, 0.0) ** (1 / ways.get(technique, ALONE)[1]) for technique, total in sums.items())
 
 
 def rank(values: Array) -> Array:

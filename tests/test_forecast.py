@@ -20,7 +20,7 @@ from core.forecast import Forecast, load, rank, sum_kl
 from core.layers import Feed, Group, Layer, Profile
 from core.plan import RANKED, TRAINED, plan_of, steps_of
 from core.recipe import Recipe, Step
-from core.sensitivity_table import LEVELS, Cell, SensitivityTable, append_lines, row_of, severity
+from core.sensitivity_table import LEVELS, Cell, Plan, SensitivityTable, append_lines, row_of, severity
 from core.workspace import Workspace, write_json
 
 
@@ -121,6 +121,30 @@ def test_prediction_sums_what_each_setting_costs_alone() -> None:
     assert (untouched.value, untouched.low, untouched.high) == (0.9, 0.9, 0.9)
 
 
+def test_how_channels_add_up_is_read_from_measured_plans() -> None:
+    """Roots add up: two layers at the same share lose four times what one does; bits lose what each does alone."""
+    plans = [
+        {(name, "prune_channels"): x for name in names} for x in (0.1, 0.2, 0.35, 0.5, 0.7) for names in ("a", "ab")
+    ]
+    plans += [{("a", "quantize"): float(bits), ("b", "quantize"): float(bits)} for bits in (3, 4, 5, 6, 7)]
+    true = [sum(kl**0.5 for kl in kls) ** 2 if key == "prune_channels" else sum(kls) for key, kls in map(parts, plans)]
+    known = tuple(Point(kl, 0.1 * kl, "calibration", False, plan) for plan, kl in zip(plans, true, strict=True))
+    forecast = Forecast(PROFILE, TABLE, known, baseline=0.9)
+    assert forecast.ways(False) == {"prune_channels": (1.0, 0.5)}
+    assert forecast.predict_plan(plans[2]).kl == pytest.approx(0.2**2)
+    assert forecast.predict_plan(plans[3]).kl == pytest.approx(4 * 0.2**2)
+    mixed = {**plans[3], ("c", "quantize"): 5.0}
+    assert forecast.predict_plan(mixed).kl == pytest.approx(4 * 0.2**2 + 2.0**-8)
+    sums = forecast.sums(mixed, False)
+    sums["prune_channels"] -= forecast.term(("a", "prune_channels"), 0.2, False)
+    assert forecast.total(sums, False) == pytest.approx(0.2**2 + 2.0**-8)
+
+
+def parts(plan: Plan) -> tuple[str, list[float]]:
+    """(technique, KL of each setting) of a plan of one technique."""
+    return next(iter(plan))[1], [TABLE.kl(*key, level) or 0.0 for key, level in plan.items()]
+
+
 def test_what_repair_leaves_of_each_technique_is_read_from_measured_plans() -> None:
     """Pruned channels lose a tenth of what factors of the same KL do; at equal KL both are predicted right."""
     plans = [
@@ -132,7 +156,7 @@ def test_what_repair_leaves_of_each_technique_is_read_from_measured_plans() -> N
     rows = zip(plans, kls, strict=True)
     mended = tuple(Point(kl, 0.2 * share * kl, "calibration", True, plan) for (plan, share), kl in rows)
     known = Forecast(PROFILE, TABLE, mended, baseline=0.9)
-    assert known.left["prune_channels"] == 0.1
+    assert known.ways(True)["prune_channels"] == (0.1, 1.0)
     for plan, point in zip(plans, mended, strict=True):
         found = known.predict_plan(plan[0], repair=True)
         assert found.kl == pytest.approx(plan[1] * point.kl)
