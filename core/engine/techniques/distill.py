@@ -35,11 +35,7 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
     Raises DataError without labels and teacher, RecipeError for options that exclude each other. Resumes from
     `context.folder` after a kill.
     """
-    if (options.hint or options.blend) and options.views and options.teacher:
-        raise RecipeError(
-            "distill: hints and blended images need the teacher to run, and views keep its answers; set views to 0, "
-            "or hint to 0 and blend to false."
-        )
+    _check(options)
     lesson = make_lesson(
         context,
         "distill",
@@ -72,6 +68,14 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
         curve = learn(model, whole, plan, context, checkpoint=path, after_step=keep_zeros(model))
     fold_batchnorm(model, inserted)
     return Outcome(model, tuple(skipped), curve)
+
+
+def _check(options: Distill) -> None:
+    if (options.hint or options.blend) and options.views and options.teacher:
+        raise RecipeError(
+            "distill: hints and blended images need the teacher to run, and views keep its answers; set views to 0, "
+            "or hint to 0 and blend to false."
+        )
 
 
 @contextmanager
