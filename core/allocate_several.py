@@ -74,6 +74,8 @@ def solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[i
     best = _rounded(options, relaxed.x)
     if best is None:
         best = _exact(options)
+        if best is None:
+            raise StudioError(NONE)
     elif options.loss(best) > relaxed.fun * (1 + GAP):
         best = _bettered(options, best, relaxed.fun, -relaxed.ineqlin.marginals, relaxed.eqlin.marginals)
     return [int(level) for level in levels[best]]
@@ -94,10 +96,8 @@ def _bettered(options: Options, best: Places, bound: float, prices: Array, of_it
     """The best plan, given one, a bound on all, and the relaxation's prices of budgets and items."""
     above = options.losses + prices @ options.costs - of_items[options.owner]  # what an option adds to the bound
     alive = np.flatnonzero(bound + above <= options.loss(best) * (1 + SLACK))
-    few = options.take(alive)
-    if options.loss(best) > bound * NEAR:
-        return alive[_exact(few)]
-    found = _walk(few, prices, options.loss(best) * (1 - GAP))
+    few, far = options.take(alive), options.loss(best) > bound * NEAR
+    found = _exact(few) if far else _walk(few, prices, options.loss(best) * (1 - GAP))
     return best if found is None else alive[found]
 
 
@@ -157,8 +157,10 @@ def _swapped(options: Options, plan: Places) -> Places:
     while True:
         gain, more = losses[plan[owner]] - losses, costs - costs[:, plan[owner]]  # of changing to each option
         left = options.room - costs[:, plan].sum(1)
-        fits = np.all(more[:, :, None] + more[:, None] <= left[:, None, None], axis=0)
-        both = np.where(fits & others, gain[:, None] + gain, 0.0)
+        fits = others.copy()
+        for each, spare in zip(more, left, strict=True):  # one budget at a time: all of them would not fit in memory
+            fits &= each[:, None] + each <= spare
+        both = np.where(fits, gain[:, None] + gain, 0.0)
         pair = np.array(np.unravel_index(both.argmax(), both.shape))
         if both[tuple(pair)] <= 1e-12:
             return plan
@@ -185,7 +187,7 @@ def _walk(options: Options, prices: Array, best: float) -> Places | None:
         lost = (lost[:, None] + losses[part]).ravel()
         bound = lost + (ahead[i + 1] - (room - spent) @ several.T).max(1)
         keep = np.flatnonzero((bound < best) & np.all(spent + least[i + 1] <= room + SLACK, axis=1))
-        keep = keep if len(keep) <= FEW else _thinned(keep, spent / room, lost)
+        keep = keep if len(keep) <= FEW else _thinned(keep, spent / np.maximum(room, SLACK), lost)
         if len(keep) > MOST:
             return _exact(options)
         if not len(keep):
@@ -213,8 +215,8 @@ def _thinned(keep: Places, spent: Array, lost: Array) -> Places:
     return best
 
 
-def _exact(options: Options) -> Places:
-    """By HiGHS's integer programme. Raises StudioError where nothing fits."""
+def _exact(options: Options) -> Places | None:
+    """By HiGHS's integer programme; None where it finds nothing that fits."""
     from scipy.optimize import LinearConstraint, milp
 
     result = milp(
@@ -227,6 +229,6 @@ def _exact(options: Options) -> Places:
         options={"mip_rel_gap": GAP},
     )
     if result.x is None:
-        raise StudioError(NONE)
+        return None
     chosen: Places = np.array([part[result.x[part].argmax()] for part in options.parts], np.intp)
     return chosen

@@ -33,7 +33,7 @@ class Layer:
 
     name: str  # path in the model; the node of the exported file has the same name
     kind: str  # conv, depthwise, conv_transpose, linear, shortcut (it copies, until it is cut), norm, other
-    params: int  # as the file holds them: a norm that export folds away leaves a bias, or nothing
+    params: int  # as an export holds them: a norm that it folds away leaves a bias, or nothing
     macs: int  # one multiply-add is one MAC; 0 for norm, which export folds away
     in_channels: int
     out_channels: int
@@ -66,7 +66,7 @@ class Profile:
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
-    params: int  # as the file holds them: a norm that export folds away leaves a bias, or nothing
+    params: int
     macs: int
     activation_bytes: int  # sum over layers
     peak_bytes: int  # most activation memory alive at once, float32, batch 1

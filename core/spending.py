@@ -34,7 +34,7 @@ def spend(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
         return replace(found, costs=choices.cost_of(found.levels))
     ceiling = tuple(budgets.get(kind, np.inf) for kind in (*KINDS, PEAK))
     best = _settle(choices, choices.locked, ceiling, _cheapest(choices, ceiling))
-    alone = len(budgets) == 1 and PEAK not in budgets  # HiGHS is too slow to be asked that often
+    alone = len(budgets) == 1 and PEAK not in budgets  # several together are too slow to be asked that often
     for hub in _hubs(choices) if alone else []:
         levels = choices.options(*hub)
         at = levels.index(best.levels[hub])

@@ -330,6 +330,11 @@ def test_hints_bring_the_student_nearer_to_the_teacher_half_way_and_leave_no_tra
     assert found[1] < 0.7 * found[0]
 
 
+def test_blended_images_need_a_teacher() -> None:
+    with pytest.raises(RecipeError, match="set teacher to true or blend to false"):
+        apply(net(), Distill(blend=True, teacher=False), {}, context())
+
+
 @pytest.mark.parametrize("option", [{"hint": 1.0}, {"blend": True}])
 def test_a_teacher_that_has_to_run_and_kept_answers_exclude_each_other(option: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="set views to 0"):

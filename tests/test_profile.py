@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.cards import ModelCard
 from core.engine.formats import onnx_writer
 from core.engine.formats.onnx_facts import file_facts
-from core.engine.models import Model
+from core.engine.models import Model, open_model
 from core.engine.node_latency import layer_aliases, measure_nodes
 from core.engine.profile import count_macs, profile
 from core.engine.surgery import calls
@@ -70,6 +70,23 @@ def test_parameters_are_those_of_the_file_with_and_without_a_bias_that_takes_the
         net, file = Net(blocks, [5, 6, 4, 7][: len(blocks) + 1], "mean"), tmp_path / "net.onnx"
         onnx_writer.export(net, CARD, file)
         assert profile(Model(net, CARD), file).params == file_facts(file, CARD.input_shape).params, blocks
+
+
+def test_parameters_of_an_uploaded_file_are_those_of_what_is_made_of_it(tmp_path: Path):
+    """Its norm is folded in every export, whatever the file calls it."""
+    weights = {"w": (6, 3, 3, 3), "g": (6,), "b": (6,), "m": (6,), "v": (6,), "w2": (4, 6)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv_0", kernel_shape=[3, 3]),
+        helper.make_node("BatchNormalization", ["a", "g", "b", "m", "v"], ["c"], "batchnormalization_0"),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"], "pool"),
+        helper.make_node("Flatten", ["d"], ["e"], "flat"),
+        helper.make_node("Gemm", ["e", "w2"], ["y"], "answer", transB=1),
+    ]
+    file = _file(tmp_path / "any.onnx", nodes, (3, 8, 8), weights)
+    model = open_model({"kind": "file", "path": str(file), "classes": list("abcd")})
+    onnx_writer.export(model.module, model.card, tmp_path / "export.onnx")
+    exported = file_facts(tmp_path / "export.onnx", model.card.input_shape).params
+    assert profile(model, file).params == exported == 6 * 27 + 6 + 24
 
 
 def test_every_layer_is_timed_and_norms_are_folded_away(profiled: tuple[nn.Module, Profile, Path]):

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -24,13 +25,31 @@ FOLDED = frozenset(("BatchNormalization", "Identity", "Dropout", "Cast"))  # an 
 def exported_operators(model: Model, file: Path, layers: Sequence[Layer]) -> tuple[Operator, ...]:
     """Of `file` where it is what an export of `model` would be, else of an export; none where that does not have
     each layer once."""
-    found = _read(file, model, layers)
-    if model.file is not None and (not found or any(x.kind in FOLDED for x in found)):
-        with tempfile.TemporaryDirectory() as folder:
-            export = Path(folder) / "model.onnx"
-            onnx_writer.export(model.module, model.card, export)
-            found = _read(export, model, layers)
-    return found
+    with as_exported(model, file) as export:
+        found = _read(export, model, layers)
+    if found or model.file is None:
+        return found
+    with _export(model) as export:
+        return _read(export, model, layers)
+
+
+@contextmanager
+def as_exported(model: Model, file: Path) -> Iterator[Path]:
+    """`file` where it is what an export of `model` would be, else an export, for as long as it is looked at."""
+    graph = onnx.load(file, load_external_data=False).graph
+    if model.file is None or FOLDED.isdisjoint(node.op_type for node in graph.node):
+        yield file
+    else:
+        with _export(model) as export:
+            yield export
+
+
+@contextmanager
+def _export(model: Model) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        export = Path(folder) / "model.onnx"
+        onnx_writer.export(model.module, model.card, export)
+        yield export
 
 
 def _read(file: Path, model: Model, layers: Sequence[Layer]) -> tuple[Operator, ...]:

@@ -1,6 +1,6 @@
 """What a model is made of and what each part costs: one row per layer, totals that equal the sums.
 
-Counted: parameters as the file holds them, multiply-adds (one multiply-add is one MAC), activations, channel groups.
+Counted: parameters as an export holds them, multiply-adds (one multiply-add is one MAC), activations, channel groups.
 Measured: each layer's latency in ONNX Runtime, on the very file that candidates are compared with.
 """
 
@@ -20,7 +20,7 @@ from core.engine.formats.onnx_facts import file_facts
 from core.engine.graph import Structure, inputs_of, trace, width_of
 from core.engine.models import Model
 from core.engine.node_latency import NodeLatency, measure_nodes
-from core.engine.operators import exported_operators
+from core.engine.operators import as_exported, exported_operators
 from core.engine.surgery import Call, calls, kind_of
 from core.layers import Layer, Profile
 
@@ -40,7 +40,8 @@ def profile(model: Model, file: Path, report: Report = silent) -> Profile:
     structure = trace(model.module, example)
     timed = measure_nodes(file, model.card.input_shape, lambda f, m, **_: report(0.4 + 0.5 * f, m))
     counted = [_layer(row, structure, timed) for row in rows]
-    layers = (*as_stored(counted, file), *_rest(model.module, rows))
+    with as_exported(model, file) as export:
+        layers = (*as_stored(counted, export), *_rest(model.module, rows))
     report(0.95, "Measuring peak memory")
     return Profile(
         layers=layers,

@@ -110,10 +110,8 @@ def make_loss(
         value = alpha * difference(logits, answers, temperature)
         if alpha == 1:
             return value
-        right = share * F.cross_entropy(logits, batch.y)
-        return value + (1 - alpha) * (
-            right + (1 - share) * F.cross_entropy(logits, batch.y.flip(0)) if blend else right
-        )
+        right, other = F.cross_entropy(logits, batch.y), F.cross_entropy(logits, batch.y.flip(0))
+        return value + (1 - alpha) * (share * right + (1 - share) * other)
 
     return loss
 

@@ -71,6 +71,8 @@ def apply(model: nn.Module, options: Distill, layers: Mapping[str, object], cont
 
 
 def _check(options: Distill) -> None:
+    if options.blend and not options.teacher:
+        raise RecipeError("distill: blended images are answered by the teacher; set teacher to true or blend to false.")
     if (options.hint or options.blend) and options.views and options.teacher:
         raise RecipeError(
             "distill: hints and blended images need the teacher to run, and views keep its answers; set views to 0, "
