@@ -55,8 +55,11 @@ class Options:
         return float(self.losses[plan].sum())
 
 
-def solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[int]:
-    """One option for each item; `scale` is a loss that cannot be beaten. Raises StudioError where nothing fits."""
+def solve_several(items: Sequence[Item], ceiling: Array, scale: float, near: bool = False) -> list[int]:
+    """One option for each item; `scale` is a loss that cannot be beaten. Raises StudioError where nothing fits.
+
+    With `near` the plan is what the relaxation gives, which is mostly within a few percent of the best.
+    """
     from scipy.optimize import linprog  # half a second: paid by those who need it
 
     options, levels = _that_fit(items, ceiling, scale)
@@ -76,7 +79,7 @@ def solve_several(items: Sequence[Item], ceiling: Array, scale: float) -> list[i
         best = _exact(options)
         if best is None:
             raise StudioError(NONE)
-    elif options.loss(best) > relaxed.fun * (1 + GAP):
+    elif not near and options.loss(best) > relaxed.fun * (1 + GAP):
         best = _bettered(options, best, relaxed.fun, -relaxed.ineqlin.marginals, relaxed.eqlin.marginals)
     return [int(level) for level in levels[best]]
 
@@ -153,19 +156,19 @@ def _mended(options: Options, plan: Places) -> Places | None:
 def _swapped(options: Options, plan: Places) -> Places:
     """Options changed two at a time while that loses less and there is room; one alone counts beside an unchanged."""
     owner, losses, costs = options.owner, options.losses, options.costs
-    others = owner[:, None] != owner
     while True:
         gain, more = losses[plan[owner]] - losses, costs - costs[:, plan[owner]]  # of changing to each option
         left = options.room - costs[:, plan].sum(1)
-        fits = others.copy()
+        better = np.flatnonzero(gain > 0)  # one of any two that are worth it
+        fits = owner[better, None] != owner
         for each, spare in zip(more, left, strict=True):  # one budget at a time: all of them would not fit in memory
-            fits &= each[:, None] + each <= spare
-        both = np.where(fits, gain[:, None] + gain, 0.0)
-        pair = np.array(np.unravel_index(both.argmax(), both.shape))
-        if both[tuple(pair)] <= 1e-12:
+            fits &= each[better, None] + each <= spare
+        both = np.where(fits, gain[better, None] + gain, 0.0)
+        if both.max(initial=0.0) <= 1e-12:
             return plan
+        first, second = np.unravel_index(both.argmax(), both.shape)
         plan = plan.copy()
-        plan[owner[pair]] = pair
+        plan[owner[[better[first], second]]] = better[first], second
 
 
 def _walk(options: Options, prices: Array, best: float) -> Places | None:

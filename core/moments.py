@@ -86,14 +86,24 @@ def _by_branch(
         for group in profile.groups
         if group.branch
     }
+    written = {name: _first_written(home, lost) for name, lost in gone.items()}
     for at, places in enumerate(alive(operators)):
         now = [(frozenset(places), frozenset[str]())]
         for group, lost in gone.items():
-            held = {home[v] for v in range(at + 1) if v not in lost}  # an operator that stays may write where one goes
-            freed = lost - held
+            # an operator that stays may write where one goes
+            freed = {place for place in lost.intersection(places) if written[group].get(place, at + 1) > at}
             split = [(kept - freed, ends) for kept, ends in now if at not in lost and kept & freed]
             now = [(kept, ends | {group} if at in lost or kept & freed else ends) for kept, ends in now] + split
         found += now
+    return found
+
+
+def _first_written(home: Sequence[int], lost: Collection[int]) -> dict[int, int]:
+    """Place → the first operator beside those `lost` that writes there."""
+    found: dict[int, int] = {}
+    for at, place in enumerate(home):
+        if at not in lost:
+            found.setdefault(place, at)
     return found
 
 

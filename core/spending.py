@@ -45,24 +45,39 @@ def spend(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
 
 
 def _settle(choices: Choices, plan: Plan, ceiling: Costs, best: Allocation) -> Allocation:
-    """Solve, price around the solution, solve again, until it gets no better; `best` where nothing beats it."""
-    for _ in range(ROUNDS):
-        items = choices.items(plan)
-        floor = choices.floor(items, plan)
-        rooms = [None if np.isinf(c) else _raw(choices, k, c) - floor[k] for k, c in enumerate(ceiling[:-1])]
-        if np.isfinite(ceiling[-1]):
-            items, more = limited(items, choices.moments(plan), ceiling[-1])
-            rooms += more
+    """Solve, price around the solution, solve again, until it gets no better; `best` where nothing beats it.
+
+    Several budgets are solved nearly until prices stand, and then once to the end.
+    """
+    several = int(np.isfinite(ceiling).sum()) > 1 or bool(np.isfinite(ceiling[-1]))
+    near = several
+    for left in reversed(range(ROUNDS)):
+        near = near and left > 0
         try:
-            plan = allocate(items, rooms).levels
+            plan = _solved(choices, plan, ceiling, near)
         except StudioError:  # priced around this plan nothing fits, which says nothing about others
             return best
         found = Allocation(plan, choices.loss_of(plan), choices.cost_of(plan))
-        if _within(choices, found, ceiling):
-            if found.loss >= best.loss * (1 - 1e-9):
-                return best
-            best = found
+        if not _within(choices, found, ceiling):
+            continue
+        better = found.loss < best.loss * (1 - 1e-9)
+        best = found if better else best
+        if not near and (not better or several):
+            return best
+        if not better:
+            near, plan = False, best.levels
     return best
+
+
+def _solved(choices: Choices, plan: Plan, ceiling: Costs, near: bool) -> Plan:
+    """The best plan where options cost what they cost around `plan`. Raises StudioError if none fits."""
+    items = choices.items(plan)
+    floor = choices.floor(items, plan)
+    rooms = [None if np.isinf(c) else _raw(choices, k, c) - floor[k] for k, c in enumerate(ceiling[:-1])]
+    if np.isfinite(ceiling[-1]):
+        items, more = limited(items, choices.moments(plan), ceiling[-1])
+        rooms += more
+    return allocate(items, rooms, near).levels
 
 
 def _cheapest(choices: Choices, ceiling: Costs) -> Allocation:
