@@ -172,7 +172,11 @@ class Distill:
     alpha: float = option(0.7, "Weight of the teacher against the labels.", low=0.0, high=1.0, step=0.05, unit="%")
     temperature: float = option(4.0, "How much the teacher's answers are softened.", low=1.0, high=20.0, step=0.5)
     shift: int = option(4, "Largest random shift of a training image.", low=0, high=16, step=1, unit="px")
-    loss: str = option("kl", "How the two answers are compared: divergence or correlation.", choices=("kl", "dist"))
+    loss: str = option(
+        "kl",
+        "How the two answers are compared: divergence, correlation, or the squared difference of what they come from.",
+        choices=("kl", "dist", "mse"),
+    )
     schedule: str = option(
         "cosine",
         "cosine: from the peak rate down. onecycle: up over the first quarter, then down.",

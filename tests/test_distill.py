@@ -23,7 +23,7 @@ from core.engine.context import Context
 from core.engine.data import Images, to_tensor
 from core.engine.hints import distance, find_maps, watched
 from core.engine.probe import DECAY, solve_last_layer
-from core.engine.teaching import blended, dist_loss, kl_loss, make_loss
+from core.engine.teaching import blended, dist_loss, kl_loss, make_loss, mse_loss
 from core.engine.techniques.distill import apply
 from core.engine.train import accuracy
 from core.errors import Cancelled, DataError, RecipeError
@@ -93,6 +93,14 @@ def test_dist_loss_by_numpy() -> None:
     assert float(dist_loss(*map(torch.from_numpy, LOGITS), 2.0)) == pytest.approx(expected)
 
 
+def test_mse_loss_by_numpy_and_as_the_limit_of_kl() -> None:
+    student, teacher = (z - z.mean(1, keepdims=True) for z in LOGITS)
+    logits = [torch.from_numpy(z) for z in LOGITS]
+    assert float(mse_loss(*logits, 2.0)) == pytest.approx(np.mean((student - teacher) ** 2))
+    assert float(mse_loss(logits[0], logits[0] + 5, 1.0)) == pytest.approx(0, abs=1e-12)  # the same answers
+    assert float(kl_loss(*logits, 1e4)) == pytest.approx(float(mse_loss(*logits, 1.0)) / 2, rel=1e-3)
+
+
 def test_a_student_learns_from_the_teacher_alone_without_labels() -> None:
     model, labelled = net(), images(300, 1)
     before = accuracy(model, labelled, CARD)
@@ -103,8 +111,9 @@ def test_a_student_learns_from_the_teacher_alone_without_labels() -> None:
     assert [row.epoch for row in outcome.curve] == list(range(9))
 
 
-def test_the_correlation_loss_trains_too() -> None:
-    curve = apply(net(), Distill(16, 0.05, alpha=0.5, loss="dist", shift=0), {}, context(teacher=Brightness())).curve
+@pytest.mark.parametrize("loss", ["dist", "mse"])
+def test_other_losses_train_too(loss: str) -> None:
+    curve = apply(net(), Distill(16, 0.05, alpha=0.5, loss=loss, shift=0), {}, context(teacher=Brightness())).curve
     assert curve[-1].loss < 0.7 * curve[0].loss
     assert curve[-1].accuracy > 0.85 > curve[0].accuracy
 

@@ -2,9 +2,10 @@
 
     loss = alpha · (teacher's answers, softened by the temperature) + (1 - alpha) · (labels)
 
-The teacher term is T² · KL (Distilling the Knowledge in a Neural Network, Hinton et al. 2015) or the correlation loss
-of DIST (Knowledge Distillation from A Stronger Teacher, Huang et al. 2022). Without labels the teacher's answers stand
-in for them and alpha counts as 1; "accuracy" in the curve is then agreement with the teacher.
+The teacher term is T² · KL (Distilling the Knowledge in a Neural Network, Hinton et al. 2015), the correlation loss of
+DIST (Knowledge Distillation from A Stronger Teacher, Huang et al. 2022) or the squared difference of logits (Comparing
+Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation, Kim et al. 2021). Without labels the
+teacher's answers stand in for them and alpha counts as 1; "accuracy" in the curve is then agreement with the teacher.
 """
 
 from __future__ import annotations
@@ -53,7 +54,13 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return 2 * temperature**2 * (2 - _correlation(p, q) - _correlation(p.T, q.T))
 
 
-TEACHER_LOSSES = {"kl": kl_loss, "dist": dist_loss}
+def mse_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean squared difference of the logits, each image's around their mean: what the KL tends to as T grows, up to a
+    factor. No answer is softened, so that `temperature` says nothing."""
+    return F.mse_loss(student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True))
+
+
+TEACHER_LOSSES = {"kl": kl_loss, "dist": dist_loss, "mse": mse_loss}
 
 
 @dataclass(frozen=True)
