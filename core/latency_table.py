@@ -38,7 +38,8 @@ class Operator:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """`times` in ms per call. `block` is the number of channels that the runtime computes at once."""
+    """`times` in ms per call. `block` is the number of channels that the runtime computes at once. `original_ms` is the
+    uploaded file's own time, which an export of it need not have: norms are folded there, and copies laid out anew."""
 
     times: Mapping[Operator, float]
     slope: float = 1.0
@@ -47,6 +48,7 @@ class LatencyTable:
     batch: int = 1
     block: int = 8
     machine: str = ""
+    original_ms: float | None = None
 
     def operator(self, shape: Shape, bits: float = 32.0) -> float:
         """Milliseconds of one operator: measured, or read between the measured widths of its family.
@@ -103,7 +105,7 @@ class LatencyTable:
         rows = [{**asdict(key.shape), "type": key.type, "ms": ms} for key, ms in self.times.items()]
         return {
             "times": rows, "slope": self.slope, "intercept": self.intercept, "threads": self.threads,
-            "batch": self.batch, "block": self.block, "machine": self.machine,
+            "batch": self.batch, "block": self.block, "machine": self.machine, "original_ms": self.original_ms,
         }  # fmt: skip
 
     @classmethod

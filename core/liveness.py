@@ -24,7 +24,7 @@ class Operator(NamedTuple):
     kind: str  # as ONNX names it
     reads: tuple[int, ...]  # the operators whose values it reads
     size: int  # bytes of its value
-    layer: str = ""  # what it computes, alone or, where a shortcut is sliced and padded, with others
+    layer: str = ""  # what it computes
     channels: tuple[tuple[str, int], ...] = ()  # (group, bytes of each of its channels); the rest of `size` is fixed
     integer: bool = False  # its value is one byte per number, and written over nothing
     answer: bool = False  # its value is what the model gives

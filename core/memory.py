@@ -1,9 +1,9 @@
 """Recipe → the operators that its file will have, and so its peak activation memory, from the profile alone.
 
-Widths scale values, factors add some, a cut shortcut is one convolution, and an emptied branch goes with its sum and,
-where that would change nothing, the activation behind it: as the techniques themselves do. Exact in float. Where layers
-compute in int8, values that a quantized operator makes or reads take a quarter; the runtime's tools put such a file in
-another order and may leave some of it in float, so that this is a prediction. `components/memory.js` mirrors it.
+Widths scale values, factors add some, and an emptied branch goes with its sum and, where that would change nothing, the
+activation behind it: as the techniques themselves do. Exact in float. Where layers compute in int8, values that a
+quantized operator makes or reads take a quarter; the runtime's tools put such a file in another order and may leave
+some of it in float, so that this is a prediction. `components/memory.js` mirrors it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ def operators_after(operators: Sequence[Operator], net: Network) -> list[Operato
     """Those that are left, in order."""
     left: list[Operator] = []
     now: list[int | None] = []  # of each original operator: what stands for its value now, None where it is empty
-    last = {operator.layer: at for at, operator in enumerate(operators)}
     for at, operator in enumerate(operators):
         there = tuple(x for r in operator.reads if (x := now[r]) is not None)
         parts = net.parts.get(operator.layer, [])
         empty = operator.reads and not there
         if empty or (parts and all(part.name in net.gone for part in parts)):
             now.append(None)
-        elif _passes(operators, at, now, left) or (parts and at < last[operator.layer] and _is_cut(net, parts[0])):
+        elif _passes(operators, at, now, left):
             now.append(there[0])
         else:
             for part in parts[:-1]:
@@ -63,10 +62,6 @@ def _passes(operators: Sequence[Operator], at: int, now: Sequence[int | None], l
     return total.kind == "Add" and any(now[r] is None for r in total.reads)
 
 
-def _is_cut(net: Network, layer: Layer) -> bool:
-    return net.channels(layer) != (layer.in_channels, layer.out_channels)
-
-
 def _resized(operator: Operator, net: Network) -> int:
     return operator.size + sum(each * (net.width[g] - net.groups[g].channels) for g, each in operator.channels)
 
@@ -86,13 +81,18 @@ def _needed(operators: Sequence[Operator]) -> list[Operator]:
     return [operators[at]._replace(reads=tuple([place[r] for r in operators[at].reads])) for at in place]
 
 
+def _follows(operator: Operator, net: Network) -> bool:
+    """Whether it computes in what its input is in."""
+    return operator.kind not in WEIGHTED or any(part.kind == "shortcut" for part in net.parts.get(operator.layer, ()))
+
+
 def _in_bytes(operators: list[Operator], net: Network) -> list[Operator]:
     """The same where some layers compute in integers."""
     if not any(operator.layer in net.integer for operator in operators):
         return operators
     inside: list[bool] = []  # what is quantized, the image not
     for x in operators:
-        inside.append(x.layer in net.integer or (x.kind not in WEIGHTED and any(inside[r] for r in x.reads)))
+        inside.append(x.layer in net.integer or (_follows(x, net) and any(inside[r] for r in x.reads)))
     touched = [within and x.kind in QUANTIZED for within, x in zip(inside, operators, strict=True)]
     read = {r for x, within in zip(operators, touched, strict=True) if within for r in x.reads}
     uses = [r for x in operators for r in x.reads]

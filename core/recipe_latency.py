@@ -35,7 +35,7 @@ class Speed:
 
     @property
     def speedup(self) -> float | None:
-        """The original's time over this one's, both predicted."""
+        """The original's time over this one's."""
         return None if self.latency_ms is None else self.original_ms / self.latency_ms
 
 
@@ -59,7 +59,7 @@ def latency_path(workspace: Workspace, model: str) -> Path:
 
 def predict_latency(profile: Profile, recipe: Recipe, table: LatencyTable) -> Speed:
     """Weights alone in few bits are computed in float, so they take as long as floats."""
-    before = table.whole(sum(layer_times(profile, Recipe(), table).values()))
+    before = table.original_ms or table.whole(sum(layer_times(profile, Recipe(), table).values()))
     modes = [step.record.mode for step in recipe.active if step.technique == "quantize"]
     for mode, why in (("int8_dynamic", DYNAMIC), ("float16", HALF)):
         if mode in modes:

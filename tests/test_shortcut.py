@@ -1,4 +1,5 @@
-"""Shortcuts without parameters: a slice and a pad in files, free of cost until channels around them are removed."""
+"""Shortcuts without parameters: a slice and a pad in files of others, a convolution that copies in ours, free of cost
+until channels around them are removed."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ from core.cards import ModelCard
 from core.engine.context import Context
 from core.engine.data import Images
 from core.engine.formats import onnx_writer
+from core.engine.formats.onnx_facts import file_facts
 from core.engine.formats.onnx_reader import read_onnx
 from core.engine.graph import trace
 from core.engine.profile import count_macs
-from core.engine.shortcut import make_shortcut, sliced
+from core.engine.shortcut import empty_around, make_shortcut
 from core.engine.surgery import calls, kind_of, shortcuts
-from core.engine.techniques import distill, factorize, prune_channels, prune_weights
-from core.options import Distill, Factorize, PruneChannels, PruneWeights
+from core.engine.techniques import distill, factorize, prune_channels, prune_weights, quantize
+from core.options import Distill, Factorize, PruneChannels, PruneWeights, Quantize
 
 CARD = ModelCard("tiny", "Tiny", (3, 8, 8), ("dark", "bright"), mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -94,24 +96,59 @@ def test_slice_and_pad_become_one_layer(
     np.testing.assert_allclose(net(torch.from_numpy(x)).detach(), expected, atol=1e-6)
 
 
-def test_uncut_it_costs_nothing_and_is_a_slice_and_a_pad_in_the_file(tmp_path: Path) -> None:
-    net = Net().eval()
+def test_uncut_it_is_a_copy_that_counts_as_nothing_also_in_the_file(tmp_path: Path) -> None:
+    net, file = Net().eval(), tmp_path / "net.onnx"
     row = next(row for row in calls(net, torch.zeros(1, 3, 8, 8)) if row.path == "shortcut")
     assert (kind_of(row.layer), count_macs(row), list(row.layer.parameters())) == ("shortcut", 0, [])
-    onnx_writer.export(net, CARD, tmp_path / "net.onnx")
-    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
-    assert (kinds.count("Conv"), kinds.count("Pad"), kinds.count("Slice")) == (3, 1, 2)
+    onnx_writer.export(net, CARD, file)
+    kinds = [node.op_type for node in onnx.load(file).graph.node]
+    assert (kinds.count("Conv"), kinds.count("Pad"), kinds.count("Slice")) == (4, 0, 0)
+    facts = file_facts(file)
+    assert facts.params == sum(p.numel() for p in net.parameters())
+    assert facts.macs == sum(map(count_macs, calls(net, torch.zeros(1, 3, 8, 8))))
+    assert set(facts.node_macs) == {"first", "inner", "second", "head"}
     x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
-    assert onnx_writer.verify(net, tmp_path / "net.onnx", x) < 1e-5
-    assert isinstance(net.shortcut, nn.Conv2d), "exporting leaves the network as it was"
+    assert onnx_writer.verify(net, file, x) < 1e-5
 
 
-def test_its_slices_give_what_its_weight_gives() -> None:
-    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        whole = net(x)
-        with sliced(net):
-            assert torch.equal(net(x), whole)
+def test_read_again_it_is_a_shortcut_again(tmp_path: Path) -> None:
+    onnx_writer.export(Net().eval(), CARD, tmp_path / "net.onnx")
+    net = read_onnx(tmp_path / "net.onnx")
+    assert [(layer.stride, layer.in_channels, layer.out_channels) for layer in shortcuts(net).values()] == [
+        ((2, 2), 8, 16)
+    ]
+    assert not any("shortcut" in name for name, _ in net.named_parameters())
+
+
+def test_in_integers_it_follows_what_it_copies(tmp_path: Path) -> None:
+    net, file = Net().eval(), tmp_path / "net.onnx"
+    onnx_writer.export(net, CARD, file)
+    source = onnx.load(file)
+    result = quantize.apply(source, Quantize(images=8), {}, context()).model
+    assert quantize.quantized_layers(result) == {"first", "inner", "second", "shortcut", "head"}
+    onnx_writer.save(result, file)
+    assert file_facts(file).params == sum(p.numel() for p in net.parameters())
+    behind_float = quantize.apply(source, Quantize(images=8), {"first": 32}, context()).model
+    assert quantize.quantized_layers(behind_float) == {"inner", "second", "head"}
+
+
+@pytest.mark.parametrize(
+    ("weight", "around"),
+    [
+        (np.pad(np.eye(3), ((1, 2), (0, 0))), (1, 2)),
+        (np.eye(2) * (1 - 1e-7), (0, 0)),
+        (np.pad(np.eye(3), ((0, 1), (0, 0)))[::-1], None),  # in another order
+        (np.eye(2) * 0.99, None),
+        (np.eye(3)[:2], None),  # it drops a channel
+        (np.zeros((4, 2)), None),
+        (np.eye(4)[:, 2:], (2, 0)),
+        (np.eye(4)[:, 2:][:, ::-1], None),
+        (np.eye(4)[:, [3]], None),
+    ],
+)
+def test_only_a_copy_in_order_is_one(weight: np.ndarray, around: tuple[int, int] | None) -> None:
+    assert empty_around(weight[:, :, None, None].astype(np.float32)) == around
+    assert empty_around(np.tile(weight[:, :, None, None], (1, 1, 3, 3))) is None
 
 
 def test_no_technique_that_leaves_the_widths_touches_it() -> None:

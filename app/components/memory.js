@@ -30,12 +30,12 @@ function peakAfter(packed, net) {
 }
 
 function operatorsAfter(operators, net) {
-  const left = [], now = [], last = new Map(operators.map((x, at) => [x.layer, at]));
+  const left = [], now = [];
   operators.forEach((x, at) => {
     let there = x.reads.map((r) => now[r]).filter((r) => r !== null);
     const parts = net.parts.get(x.layer) ?? [], empty = x.reads.length && !there.length;
     if (empty || (parts.length && parts.every((part) => net.gone.has(part.name)))) { now.push(null); return; }
-    if (passes(operators, at, now, left) || (parts.length && at < last.get(x.layer) && isCut(net, parts[0]))) { now.push(there[0]); return; }
+    if (passes(operators, at, now, left)) { now.push(there[0]); return; }
     for (const part of parts.slice(0, -1)) there = [left.push({ kind: x.kind, reads: there, size: sizeOf(part, net), layer: part.name }) - 1];
     const size = x.size + sum(x.channels, ([group, each]) => each * (net.width[group] - net.groups.get(group).channels));
     now.push(left.push({ ...x, reads: there, size, layer: parts.at(-1)?.name ?? '' }) - 1);
@@ -51,11 +51,6 @@ function passes(operators, at, now, left) {
   return alone(operators[reads[0]]);
 }
 
-function isCut(net, layer) {
-  const [into, out] = channelsOf(net, layer);
-  return into !== layer.in_channels || out !== layer.out_channels;
-}
-
 const sizeOf = (part, net) => part.output_shape.slice(1).reduce((size, side) => size * side, 4 * channelsOf(net, part)[1]);
 
 function needed(operators) {
@@ -69,7 +64,8 @@ function needed(operators) {
 function inBytes(operators, net) {
   if (!operators.some((x) => net.integer.has(x.layer))) return operators;
   const inside = [], left = [], now = [], uses = operators.flatMap((x) => x.reads);
-  operators.forEach((x) => inside.push(net.integer.has(x.layer) || (!WEIGHTED.includes(x.kind) && x.reads.some((r) => inside[r]))));
+  const follows = (x) => !WEIGHTED.includes(x.kind) || (net.parts.get(x.layer) ?? []).some((part) => part.kind === 'shortcut');
+  operators.forEach((x) => inside.push(net.integer.has(x.layer) || (follows(x) && x.reads.some((r) => inside[r]))));
   const touched = operators.map((x, at) => inside[at] && QUANTIZED.has(x.kind)), read = new Set(operators.flatMap((x, at) => (touched[at] ? x.reads : [])));
   operators.forEach((x, at) => {
     const reads = x.reads.map((r) => now[r]), once = uses.filter((r) => r === x.reads[0]).length === 1;

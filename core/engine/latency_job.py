@@ -44,16 +44,18 @@ def measure_latency(model: Model, data: Data, profile: Profile, report: Report =
     operators = operators_of(profile)
     with tempfile.TemporaryDirectory() as folder:
         files = list(_whole_models(model, data, profile, Path(folder), part(report, 0.0, 0.3)))
+        paths = [file for _, file in files] + ([model.file] if model.file else [])
         x = np.zeros((1, *model.card.input_shape), np.float32)
-        whole, tables = np.full(len(files), np.inf), []
+        whole, tables = np.full(len(paths), np.inf), []
         for number in range(ROUNDS):
             stage = part(report, 0.3 + 0.7 * number / ROUNDS, 0.3 + 0.7 * (number + 1) / ROUNDS)
             tables.append(measure_table(operators, seconds=SECONDS, report=stage))
-            times = [time_file(file, x, seconds=WHOLE_SECONDS) for _, file in files]
+            times = [time_file(file, x, seconds=WHOLE_SECONDS) for file in paths]
             whole = np.minimum(whole, times)
     fastest = {key: min(t.times[key] for t in tables) for key in operators}
-    table = replace(tables[0], times=fastest, machine=processor())
-    return fit_whole(table, profile, [recipe for recipe, _ in files], whole)
+    original = float(whole[-1]) if model.file else None
+    table = replace(tables[0], times=fastest, original_ms=original, machine=processor())
+    return fit_whole(table, profile, [recipe for recipe, _ in files], whole[: len(files)])
 
 
 def fit_whole(

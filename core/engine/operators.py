@@ -16,6 +16,7 @@ from core.engine.formats import onnx_writer
 from core.engine.formats.onnx_facts import run_blank
 from core.engine.formats.onnx_memory import read_operators
 from core.engine.models import Model
+from core.engine.surgery import shortcuts
 from core.layers import Layer
 from core.liveness import Operator
 
@@ -37,7 +38,8 @@ def exported_operators(model: Model, file: Path, layers: Sequence[Layer]) -> tup
 def as_exported(model: Model, file: Path) -> Iterator[Path]:
     """`file` where it is what an export of `model` would be, else an export, for as long as it is looked at."""
     graph = onnx.load(file, load_external_data=False).graph
-    if model.file is None or FOLDED.isdisjoint(node.op_type for node in graph.node):
+    copied = any("weight" in layer._buffers for layer in shortcuts(model.module).values())
+    if model.file is None or (FOLDED.isdisjoint(node.op_type for node in graph.node) and not copied):
         yield file
     else:
         with _export(model) as export:
@@ -56,24 +58,14 @@ def _read(file: Path, model: Model, layers: Sequence[Layer]) -> tuple[Operator, 
     proto = onnx.load(file)
     values = run_blank(proto, model.card.input_shape)
     rows = {layer.name: layer for layer in layers if layer.kind not in ("norm", "other")}
-    found = [x._replace(layer=_layer_of(x.layer, rows)) for x in read_operators(proto.graph, values)]
-    parts = Counter(x.layer for x in found if x.layer)
-    if any(parts[name] != 1 and not (parts[name] and row.kind == "shortcut") for name, row in rows.items()):
+    found = [x._replace(layer=x.layer if x.layer in rows else "") for x in read_operators(proto.graph, values)]
+    parts = Counter(x.layer for x in found)
+    if any(parts[name] != 1 for name in rows):
         return ()
     bound: list[Operator] = []
-    for at, operator in enumerate(found):
-        last = not any(x.layer == operator.layer for x in found[at + 1 :])
-        row = rows.get(operator.layer) if last else None
-        bound.append(operator._replace(channels=_channels(operator, bound, row)))
+    for operator in found:
+        bound.append(operator._replace(channels=_channels(operator, bound, rows.get(operator.layer))))
     return tuple(bound)
-
-
-def _layer_of(node: str, rows: dict[str, Layer]) -> str:
-    """The layer that a node computes. A shortcut that copies is a slice and a pad inside its module."""
-    if node in rows:
-        return node
-    inside = node.rpartition(".")[0]
-    return inside if inside in rows and rows[inside].kind == "shortcut" else ""
 
 
 def _channels(operator: Operator, before: Sequence[Operator], row: Layer | None) -> tuple[tuple[str, int], ...]:

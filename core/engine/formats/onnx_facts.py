@@ -2,14 +2,17 @@
 
 Shapes are those of a real run on one image, so every operator counts as it runs, and quantized files count like float
 ones: a parameter is an element of a weight or bias whatever its type, scales and zero points are not. One multiply-add
-is one MAC. Peak memory is by liveness (`core/liveness.py`).
+is one MAC. A convolution that only copies its input (`core/engine/shortcut.py`) has neither. Peak memory is by liveness
+(`core/liveness.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from core.engine import runtime
 from core.engine.formats.onnx_memory import read_operators
+from core.engine.shortcut import empty_around
 from core.errors import ModelError
 from core.liveness import peak_bytes
 
@@ -51,7 +55,7 @@ def file_facts(file: Path, input_shape: Shape | None = None) -> Facts:
     proto = onnx.load(file)
     values = run_blank(proto, input_shape)
     ahead = _known_ahead(proto.graph)
-    nodes = [node for node in proto.graph.node if not ahead.issuperset(node.output)]
+    nodes = [node for node in proto.graph.node if not ahead.issuperset(node.output) and not copies(node, values)]
     macs = {node.name or node.output[0]: count for node in nodes if (count := _macs(node, values))}
     return Facts(
         _params(proto.graph, values), sum(macs.values()), peak_bytes(read_operators(proto.graph, values)), macs
@@ -114,6 +118,8 @@ def _params(graph: GraphProto, values: dict[str, NDArray[np.generic]]) -> int:
         if ahead.issuperset(node.output):
             sizes |= {name: values[name].size for name in node.output if node.op_type not in PASSED}
             continue
+        if copies(node, values):
+            continue
         for index in WEIGHTS.get(node.op_type, ()):
             name = node.input[index] if index < len(node.input) else ""
             while name in makers and makers[name].op_type in PASSED:
@@ -121,6 +127,12 @@ def _params(graph: GraphProto, values: dict[str, NDArray[np.generic]]) -> int:
             if sizes.get(name, 0) > 1 or (name in sizes and node.op_type not in ("Add", "Mul")):
                 found.add(name)
     return sum(sizes[name] for name in found)
+
+
+def copies(node: NodeProto, values: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether a node is a convolution that only copies its input; `values` holds its weight, where that is known."""
+    weight = values.get(node.input[1]) if node.op_type == "Conv" and len(node.input) == 2 else None
+    return weight is not None and empty_around(weight) is not None
 
 
 def _macs(node: NodeProto, values: dict[str, NDArray[np.generic]]) -> int:

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from onnxruntime import quantization as ort
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from core.engine.context import Report
-from core.engine.formats import onnx_hard, onnx_packed
+from core.engine.formats import onnx_facts, onnx_hard, onnx_packed
+from core.engine.formats.onnx_rewrites import stored_values
 
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry, *onnx_hard.KINDS})
 METHODS = {
@@ -35,6 +36,7 @@ METHODS = {
     "entropy": (ort.CalibrationMethod.Entropy, {}),
 }
 TYPES = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BATCH = 32
 
 
@@ -44,6 +46,24 @@ class Calibrated:
 
     model: ModelProto
     ranges: TensorsData
+
+
+def layers_of(model: ModelProto) -> list[NodeProto]:
+    """The nodes with weights that do more than copy."""
+    stored = stored_values(model)
+    return [x for x in model.graph.node if x.op_type in LAYERS and not onnx_facts.copies(x, stored)]
+
+
+def left_in_float(model: ModelProto, chosen: set[str]) -> list[str]:
+    """All nodes but the `chosen` layers and what, without weights, one of them feeds, directly or through others."""
+    layers = {node.name for node in layers_of(model)}
+    inside: set[str] = set()
+    values: set[str] = set()
+    for node in model.graph.node:
+        if node.name in chosen or (node.name not in layers and values.intersection(node.input)):
+            inside.add(node.name)
+            values.update(node.output)
+    return [node.name for node in model.graph.node if node.name not in inside]
 
 
 def calibrate(model: ModelProto, x: NDArray[np.float32], method: str, report: Report) -> Calibrated:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from core.engine.formats.onnx_builder import Attributes, Builder, Value, bare, filled, operator
+from core.engine.shortcut import empty_around, make_shortcut
 from core.errors import ModelError
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -72,6 +73,9 @@ def conv(b: Builder, a: Attributes, x: fx.Node, weight: Value, bias: Value = Non
     w = b.constant(weight, "weight")
     groups = a.get("group", 1)
     size = window(b, a, x, w.shape[2:])
+    around = empty_around(w) if bias is None and groups == 1 and not any(size.sides) else None
+    if around:
+        return b.layer(make_shortcut(w.shape[1], *around, size.stride), x)  # type: ignore[arg-type]
     if not size.even:
         x = b.call(F.pad, x, size.sides)
     layer = bare(

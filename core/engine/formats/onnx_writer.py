@@ -30,7 +30,6 @@ from core.engine import runtime
 from core.engine.context import Report, silent
 from core.engine.formats import onnx_gate, onnx_names
 from core.engine.formats.onnx_names import Names
-from core.engine.shortcut import sliced
 from core.errors import ModelError
 
 LARGEST_DIFFERENCE = 1e-3  # between torch and the file, as a share of the largest logit
@@ -151,7 +150,7 @@ def _translate(module: nn.Module, card: ModelCard) -> ModelProto:
     training = module.training
     module.eval()
     try:
-        with torch.no_grad(), _quiet(), sliced(module):
+        with torch.no_grad(), _quiet():
             leaves = _pytree.tree_leaves(module(example))
             names = ["logits"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))]
             program = torch.onnx.export(

@@ -30,8 +30,8 @@ from core.engine.accurate import Answers, fewest, order_of_return
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
 from core.engine.fastest import first_integer_layer, is_mixed, node_times
-from core.engine.formats import onnx_bias, onnx_equalize, onnx_int8, onnx_rewrites
-from core.engine.formats.onnx_int8 import Calibrated
+from core.engine.formats import onnx_bias, onnx_equalize, onnx_facts, onnx_int8, onnx_rewrites
+from core.engine.formats.onnx_int8 import LAYERS, Calibrated, layers_of, left_in_float
 from core.engine.progress import stages
 from core.errors import DataError
 from core.layers import dial_for
@@ -41,7 +41,6 @@ AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was nev
 EQUALIZED = 64  # calibration images that show the ranges of channels
 CORRECTED = 32  # and those that show their means
 Inputs = NDArray[np.float32]  # (n, c, h, w)
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], context: Context) -> Outcome:
@@ -51,7 +50,7 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     """
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    named = [node for node in source.graph.node if node.op_type in LAYERS]
+    named = layers_of(source)
     chosen = {node.name for node in named if dial_for(layers, node.name, options.bits) != 32}
     if not chosen:
         return Outcome(source)
@@ -91,17 +90,6 @@ def quantized_layers(model: ModelProto) -> set[str]:
     }
 
 
-def _left(model: ModelProto, chosen: set[str]) -> list[str]:
-    """All nodes but the `chosen` layers and what, without weights, one of them feeds, directly or through others."""
-    inside: set[str] = set()
-    values: set[str] = set()
-    for node in model.graph.node:
-        if node.name in chosen or (node.op_type not in LAYERS and values.intersection(node.input)):
-            inside.add(node.name)
-            values.update(node.output)
-    return [node.name for node in model.graph.node if node.name not in inside]
-
-
 Made = tuple[ModelProto, dict[str, str]]  # and why layers compute in float although they could do otherwise
 
 
@@ -111,7 +99,6 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     if not len(x):
         raise DataError("Quantization needs calibration images; received none. Choose data, or the dynamic mode.")
     onnx_rewrites.average_whole_maps(model)
-    onnx_rewrites.convolve_shortcuts(model, _left(model, chosen))
     onnx_rewrites.drop_unused(model)
     calibrating, choosing, keeping, correcting = stages(context.report, [2.0, 1.0, 2.0 * (options.agreement > 0), 1.0])
     answers = Answers(model, context) if len(context.validation) else None
@@ -119,7 +106,7 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     order = [node.name for node in model.graph.node if node.name in chosen]
 
     def write(integers: set[str], per_channel: bool = True) -> ModelProto:
-        leave = _left(calibrated.model, integers)
+        leave = left_in_float(calibrated.model, integers)
         return onnx_int8.write(calibrated, leave, options.activations, weight_bits(options), per_channel)
 
     shape, first = context.card.input_shape, 0
@@ -185,7 +172,9 @@ def _calibrate(
     agreeing = answers.agreement
 
     def agreement(calibrated: Calibrated) -> float:
-        return agreeing(onnx_int8.write(calibrated, _left(model, chosen), options.activations, weight_bits(options)))
+        return agreeing(
+            onnx_int8.write(calibrated, left_in_float(model, chosen), options.activations, weight_bits(options))
+        )
 
     return max(found, key=agreement)  # the first of equals: nothing is done that does not help
 
@@ -202,7 +191,8 @@ def _corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs
 
 def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Ranges of activations are found at run time, per image batch; the kernels take unsigned weights."""
-    kept = _left(model, chosen)
+    stored = onnx_rewrites.stored_values(model)
+    kept = [*left_in_float(model, chosen), *[x.name for x in model.graph.node if onnx_facts.copies(x, stored)]]
     split = [f"{name}_MatMul" for name in kept]  # a Gemm is written as a product and a sum first
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "dynamic.onnx"
@@ -212,7 +202,7 @@ def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], contex
 
 def _float16(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Weights and arithmetic in 16 bits; what goes in and comes out stays in 32."""
-    result = convert_float_to_float16(model, keep_io_types=True, node_block_list=_left(model, chosen))
+    result = convert_float_to_float16(model, keep_io_types=True, node_block_list=left_in_float(model, chosen))
     assert isinstance(result, ModelProto)
     return result, {}
 
