@@ -80,6 +80,14 @@ def test_a_model_smaller_than_any_that_was_timed_gets_no_number() -> None:
     assert predict_latency(PROFILE, small, far).latency_ms is None
 
 
+def test_an_uploaded_file_is_compared_with_its_own_time_not_with_that_of_its_export() -> None:
+    recipe = Recipe((Step("prune_channels", {"ratio": 0.5}),))
+    plain = predict_latency(PROFILE, recipe, TIMES)
+    found = predict_latency(PROFILE, recipe, replace(TIMES, original_ms=1.25 * plain.original_ms))
+    assert found.latency_ms == plain.latency_ms
+    assert found.speedup == pytest.approx(1.25 * (plain.speedup or 0))
+
+
 def test_whole_models_set_the_affine_step_and_the_scale_of_int8() -> None:
     """Float files take 2 · sum + 1; int8 files as if each of their operators took half as long again."""
     recipes = [Recipe(), Recipe((Step("prune_channels", {"ratio": 0.5}),)), INT8]
