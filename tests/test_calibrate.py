@@ -180,6 +180,7 @@ def test_the_job_leaves_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     speed = predict_latency(workspace.profile(name), Recipe(), times)
     assert speed.latency_ms is not None
     assert 0 < speed.latency_ms < 100
+    assert speed.original_ms == times.original_ms, "the uploaded file's own time"
     found = forecast.predict(Recipe((Step("quantize"),)))
     assert found.value is not None
     assert found.low is not None
