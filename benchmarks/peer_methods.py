@@ -23,6 +23,7 @@ from torch import nn
 
 from core.choices import Choices
 from core.engine.batches import batches
+from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.data import Data, to_input, to_tensor
 from core.engine.formats import onnx_writer
 from core.engine.formats.onnx_facts import file_facts
@@ -159,8 +160,12 @@ def torch_pruning(job: Job) -> Path:
 
 
 def torch_pruning_trained(job: Job) -> Path:
-    """Then trained on the labels as its examples do, for the time given: SGD, shifts and mirrors, a falling rate."""
-    net, data, card = pruned_by_torch_pruning(job).train(), job.data, job.model.card
+    """Then trained on the labels as its examples do, for the time given: SGD, shifts and mirrors, a falling rate; with
+    BatchNorm, which its examples have and files have folded: without one that rate ends at chance."""
+    net, data, card = pruned_by_torch_pruning(job), job.data, job.model.card
+    sample = to_tensor(data.train.x[:512], card)
+    norms = () if has_batchnorm(net) else insert_batchnorm(net, sample, unit_length=True)
+    net.train()
     optimizer = torch.optim.SGD(net.parameters(), TP_RATE, momentum=0.9, weight_decay=TP_DECAY)
     plan, began, epoch = Plan(1, TP_RATE, shift=4, flip=data.card.flip), time.process_time(), 0
     while (spent := time.process_time() - began) < job.seconds:
@@ -173,7 +178,8 @@ def torch_pruning_trained(job: Job) -> Path:
             if (spent := time.process_time() - began) >= job.seconds:
                 break
         epoch += 1
-    onnx_writer.export(net.eval(), card, job.folder / "tp_trained.onnx")
+    fold_batchnorm(net.eval(), norms)
+    onnx_writer.export(net, card, job.folder / "tp_trained.onnx")
     return job.folder / "tp_trained.onnx"
 
 
