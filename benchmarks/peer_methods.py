@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.tucker import tucker_layer
 from core.choices import Choices
 from core.engine.batches import batches
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
@@ -194,26 +194,11 @@ def tucker(job: Job) -> Path:
     for kept in np.linspace(0.95, 0.1, 18):
         twin = copy_model(job.model.module)
         for name in fit:
-            replace_layer(twin, name, _tucker_layer(layers[name], float(kept), partial_tucker))
+            replace_layer(twin, name, tucker_layer(layers[name], float(kept), partial_tucker))
         onnx_writer.export(twin, job.model.card, file)
         if job.macs(file) <= job.share * whole:
             break
     return file
-
-
-def _tucker_layer(layer: Any, kept: float, partial_tucker: Callable[..., Any]) -> nn.Sequential:
-    ranks = [max(1, round(kept * c)) for c in (layer.out_channels, layer.in_channels)]
-    (core, (outer, inner)), _ = partial_tucker(layer.weight.detach().numpy(), rank=ranks, modes=[0, 1])
-    parts = nn.Sequential(
-        nn.Conv2d(layer.in_channels, ranks[1], 1, bias=False),
-        nn.Conv2d(ranks[1], ranks[0], layer.kernel_size, layer.stride, layer.padding, bias=False),
-        nn.Conv2d(ranks[0], layer.out_channels, 1, bias=layer.bias is not None),
-    )
-    for part, weight in zip(parts, (inner.T[:, :, None, None], core, outer[:, :, None, None]), strict=True):
-        part.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(weight)))
-    if layer.bias is not None:
-        parts[2].bias = nn.Parameter(layer.bias.detach().clone())
-    return parts
 
 
 def ours(*numbers: Step, plan: bool = False, train: bool = False) -> Make:
