@@ -24,8 +24,9 @@ from torch import Tensor
 
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.choices import Choices
-from core.engine.calibrate import answers, lost, measure_plan, mend
+from core.engine.calibrate import lost, measure_plan, mend
 from core.engine.sensitivity import rank_cells
+from core.engine.telling import answers
 from core.sensitivity_table import Plan, SensitivityTable, read_table
 from core.spending import KINDS
 

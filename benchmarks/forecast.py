@@ -21,8 +21,9 @@ from scipy.stats import spearmanr
 
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.calibration import NEAR, Point
-from core.engine.calibrate import answers, calibrate, measure_plan
+from core.engine.calibrate import calibrate, measure_plan
 from core.engine.calibration_plans import COUNT, RANGE, random_plan
+from core.engine.telling import answers
 from core.forecast import Forecast, calibration_point, sum_kl
 from core.plan import key_levels, plan_rows
 from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from core.cards import ModelCard
-from core.engine.calibrate import answers, measure_plan
+from core.engine.calibrate import measure_plan
 from core.engine.data import Images
 from core.engine.formats import onnx_writer
 from core.engine.models import Model
@@ -32,6 +32,7 @@ from core.engine.perturb import describe, perturb, repair
 from core.engine.profile import profile
 from core.engine.replay import Replay
 from core.engine.sensitivity import compare, enough_images, rank_cells, settings
+from core.engine.telling import answers
 from sample_models.cifar_resnet import CifarResNet
 
 RESULTS = Path(__file__).parent / "results"

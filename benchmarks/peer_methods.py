@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.tucker import tucker_layer
+from core.cards import ModelCard
 from core.choices import Choices
 from core.engine.batches import batches
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
@@ -30,6 +31,7 @@ from core.engine.formats.onnx_facts import file_facts
 from core.engine.models import Model
 from core.engine.optimize import estimate_epoch
 from core.engine.perturb import describe
+from core.engine.precision import Mixed, device, placed
 from core.engine.profile import profile
 from core.engine.run import build
 from core.engine.schedule import Plan
@@ -39,10 +41,10 @@ from core.plan import steps_of
 from core.recipe import Recipe, Step
 
 IMAGES = 256  # calibration images, the same for all
-TABLE_IMAGES, TABLE_MACS = 64, 8e9  # for the sensitivity table: at most so many images, and fewer of a large network
+POOL = 512  # images that the sensitivity table picks from
 WIDTHS = tuple(i / 16 for i in range(1, 16))
 TP_RATE, TP_DECAY = 0.01, 5e-4  # of torch-pruning's own example on CIFAR-10
-EPOCHS = 20  # the most that ours takes in the time
+EPOCHS = 20  # at most, of ours
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ class Job:
         about = profile(self.model, self.original)
         few = self.data.calibration.take(slice(0, 128))
         network = describe(self.model.module, self.model.card, about, few)
-        count = min(TABLE_IMAGES, int(TABLE_MACS / about.macs))
-        x = to_tensor(self.data.calibration.x[:count], self.model.card)
+        x = to_tensor(self.data.calibration.x[:POOL], self.model.card)
         path = self.folder / "table.jsonl"
         table = measure_cells(network, x, None, path, {}, techniques=("prune_channels",))
         return steps_of(
@@ -132,11 +133,13 @@ def neural_compressor(job: Job) -> Path:
     return job.folder / "inc.onnx"
 
 
-def pruned_by_torch_pruning(job: Job, criterion: str = "MagnitudeImportance") -> nn.Module:
-    """At the largest share of MACs that is at most the budget."""
+def pruned_by_torch_pruning(
+    job: Job, criterion: str = "MagnitudeImportance", module: nn.Module | None = None
+) -> nn.Module:
+    """At the largest share of MACs that is at most the budget; `module` is the model's own unless given."""
     import torch_pruning as tp
 
-    module, example = job.model.module, torch.zeros(1, *job.model.card.input_shape)
+    module, example = module or job.model.module, torch.zeros(1, *job.model.card.input_shape)
     whole, _ = tp.utils.count_ops_and_params(module, example)
     last = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
 
@@ -160,27 +163,36 @@ def torch_pruning(job: Job) -> Path:
 
 
 def torch_pruning_trained(job: Job) -> Path:
-    """Then trained on the labels as its examples do, for the time given: SGD, shifts and mirrors, a falling rate; with
-    BatchNorm, which its examples have and files have folded: without one that rate ends at chance."""
-    net, data, card = pruned_by_torch_pruning(job), job.data, job.model.card
-    sample = to_tensor(data.train.x[:512], card)
-    norms = () if has_batchnorm(net) else insert_batchnorm(net, sample, unit_length=True)
-    net.train()
-    optimizer = torch.optim.SGD(net.parameters(), TP_RATE, momentum=0.9, weight_decay=TP_DECAY)
-    plan, began, epoch = Plan(1, TP_RATE, shift=4, flip=data.card.flip), time.process_time(), 0
-    while (spent := time.process_time() - began) < job.seconds:
-        for batch in batches(data.train, card, plan, epoch, 0):
-            for group in optimizer.param_groups:
-                group["lr"] = TP_RATE * 0.5 * (1 + np.cos(np.pi * min(1.0, spent / job.seconds)))
-            optimizer.zero_grad()
-            F.cross_entropy(net(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if (spent := time.process_time() - began) >= job.seconds:
-                break
-        epoch += 1
+    """Then trained on the labels as its examples do: SGD, shifts and mirrors, a falling rate.
+
+    Its examples prune networks with BatchNorm; files have it folded. So it is put back first: in training it gives
+    every channel left the mean and the scale that it had before pruning. Runs in bfloat16 where ours does.
+    """
+    whole, data, card = copy_model(job.model.module), job.data, job.model.card
+    norms = () if has_batchnorm(whole) else insert_batchnorm(whole, to_tensor(data.train.x[:512], card))
+    net = pruned_by_torch_pruning(job, module=whole)
+    with placed(net):
+        train_on_labels(net.train(), data, card, job.seconds)
     fold_batchnorm(net.eval(), norms)
     onnx_writer.export(net, card, job.folder / "tp_trained.onnx")
     return job.folder / "tp_trained.onnx"
+
+
+def train_on_labels(net: nn.Module, data: Data, card: ModelCard, seconds: float) -> None:
+    """In place, for so many seconds of the processor."""
+    optimizer = torch.optim.SGD(net.parameters(), TP_RATE, momentum=0.9, weight_decay=TP_DECAY)
+    plan, mixed = Plan(1, TP_RATE, shift=4, flip=data.card.flip), Mixed(net)
+    began, epoch, spent = time.process_time(), 0, 0.0
+    while spent < seconds:
+        for batch in batches(data.train, card, plan, epoch, 0):
+            for group in optimizer.param_groups:
+                group["lr"] = TP_RATE * 0.5 * (1 + np.cos(np.pi * min(1.0, spent / seconds)))
+            optimizer.zero_grad()
+            F.cross_entropy(mixed(batch.x), batch.y.to(device())).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if (spent := time.process_time() - began) >= seconds:
+                break
+        epoch += 1
 
 
 def tucker(job: Job) -> Path:

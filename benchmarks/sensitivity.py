@@ -2,8 +2,9 @@
 
     python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60] [--every 1] [--sweep]
 
-DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tiers 0
-and 1 see other images (96 and 64) than those. Times are processor seconds, so that a busy machine changes no ratio.
+DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tier 0
+sees 96 others, and tier 1 picks 64 of those held back. Times are processor seconds, so that a busy machine changes no
+ratio.
 Sweeps are timed by turns on every tenth cell and scaled to the whole table: NNI and Distiller mask one layer and
 test the whole network; AIMET does so for ten ratios of every layer; torch-pruning cuts a copy and tests that.
 """
@@ -24,6 +25,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from benchmarks.subjects import Subject, add_subject, open_subject
+from core.engine.data import to_tensor
 from core.engine.perturb import least_important, perturb, swapped
 from core.engine.replay import Replay
 from core.engine.sensitivity import compare, enough_images, measure_cells, rank_cells, settings
@@ -179,7 +181,8 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     path = RESULTS / f"sensitivity-{subject.name}.jsonl"
     path.unlink(missing_ok=True)
     start = time.process_time()
-    table = measure_cells(subject.network, unseen[0][:64], None, path, {"model": subject.name})
+    pool = to_tensor(subject.data.calibration.x, subject.card)
+    table = measure_cells(subject.network, pool, None, path, {"model": subject.name})
     tier1 = time.process_time() - start - tier0
     order = [(name, technique, level) for (name, technique), level in cells[judged]]
     worst, each = race(subject, judge[0][:CHUNK], unseen[0][: enough_images(subject.profile)])

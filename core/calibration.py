@@ -7,9 +7,10 @@ A non-decreasing map from the logarithm of the sum to the loss is fitted to the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, exp, log
+from math import ceil, exp, fsum, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SMOOTHING = 0.35  # half-width of the averaging window, in log KL
 BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
+COMMON_BIAS = 0.5  # the same, before it is known what all plans of a network have in common
+LEAST_ERROR = 0.001  # of a counted loss
 FLOOR = 0.005  # errors are compared as shares of the predicted loss and this
 
 
@@ -44,6 +47,23 @@ class Point:
             return self.drop
         counted, biased = self.error**2, (BIAS * self.expected) ** 2
         return (biased * self.drop + counted * self.expected) / max(biased + counted, 1e-30)
+
+
+def expected_factor(points: Sequence[Point]) -> float:
+    """What the expected losses near the original are to be multiplied by to be those counted.
+
+    Of a network that is sure of itself they are half of it, in all its plans alike. Least squares, each plan by its
+    standard error, drawn towards 1 as far as COMMON_BIAS lets it.
+    """
+    known = [(p.expected, p.drop, max(p.error, LEAST_ERROR)) for p in points if p.expected and p.drop < NEAR]
+    moment = fsum((expected / error) ** 2 for expected, _, error in known) + COMMON_BIAS**-2
+    return (fsum(expected * drop / error**2 for expected, drop, error in known) + COMMON_BIAS**-2) / moment
+
+
+def scaled(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points with their expected losses as many times larger as `expected_factor` says."""
+    factor = expected_factor(points)
+    return tuple(p if p.expected is None else replace(p, expected=min(1.0, factor * p.expected)) for p in points)
 
 
 def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
@@ -75,7 +95,7 @@ class Calibration:
     def __init__(self, points: tuple[Point, ...]) -> None:
         self.points = points
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
-        self.estimate = np.array([p.estimate for p in points])
+        self.estimate = np.array([p.estimate for p in scaled(points)])
 
     @cached_property
     def _map(self) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.cards import ModelCard
 from core.choices import Choices
 from core.engine import latency_job
-from core.engine.calibrate import answers, calibrate, lost, measure_plan, mend
+from core.engine.calibrate import calibrate, lost, measure_plan, mend
 from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, random_plan, rivals
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
@@ -26,6 +26,7 @@ from core.engine.profile import profile
 from core.engine.sensitivity import settings
 from core.engine.sensitivity_job import measure_sensitivity
 from core.engine.tasks import bring_model, measure
+from core.engine.telling import answers
 from core.engine.worker import KINDS
 from core.errors import Cancelled
 from core.forecast import load, sum_kl

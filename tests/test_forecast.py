@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from core.calibration import FLOOR, Calibration, Point, fit, half_width, read_map
+from core.calibration import FLOOR, Calibration, Point, expected_factor, fit, half_width, read_map, scaled
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
@@ -90,6 +90,18 @@ def test_the_interval_grows_with_the_loss() -> None:
     known.drop[:] = 1.1 * known.left_out + 0.1 * FLOOR
     assert known.width(0.02) == pytest.approx(0.1 * (0.02 + FLOOR))
     assert known.width(0.08) == pytest.approx(0.1 * (0.08 + FLOOR))
+
+
+def test_what_all_expected_losses_have_in_common_is_learned_from_the_counts() -> None:
+    """Counted twice what was expected, surely: 2. Within the counts' error it stays with 1. Far ones do not say."""
+    sure = [Point(1.0, 2 * x, "a", error=0.001, expected=x) for x in (0.01, 0.02, 0.03)]
+    assert expected_factor(sure) == pytest.approx(2.0, abs=0.01)
+    assert [p.expected for p in scaled(sure)] == pytest.approx([0.02, 0.04, 0.06], rel=0.01)
+    assert expected_factor([Point(1.0, 0.004, "a", error=0.02, expected=0.002)]) == pytest.approx(1.0, abs=0.01)
+    assert expected_factor([Point(1.0, 0.8, "a", error=0.001, expected=0.2)]) == 1.0
+    assert expected_factor([]) == 1.0
+    # weights by hand: 4 from COMMON_BIAS, (0.02 / 0.01)² = 4 from the count, which says 1.5
+    assert expected_factor([Point(1.0, 0.03, "a", error=0.01, expected=0.02)]) == pytest.approx(1.25)
 
 
 def test_counted_and_expected_losses_are_weighted_by_what_each_may_be_off() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from core.engine.calibration_plans import calibration_plans
@@ -21,12 +20,12 @@ from core.engine.models import Model
 from core.engine.perturb import Network, perturb, swapped
 from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
+from core.engine.telling import answers
 from core.forecast import sum_kl
 from core.plan import key_levels, plan_rows, steps_of
 from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines
 
 MENDING = 8  # times as long as a plan that is not repaired, for the progress bar
-BATCH = 64  # images at once: their activations stay in the cache
 
 
 def measure_plan(network: Network, plan: Plan, x: Tensor, y: Tensor | None, before: Tensor) -> dict[str, float]:
@@ -54,13 +53,6 @@ def mend(plan: Plan, model: Model, data: Data, folder: Path) -> nn.Module:
     for step in steps_of(plan):
         apply_step(step, made, model, data, 0, folder)
     return made.module
-
-
-def answers(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits of every image (n, classes), in evaluation mode."""
-    module.eval()
-    with torch.inference_mode():
-        return torch.cat([module(part) for part in torch.split(x, BATCH)])
 
 
 def calibrate(

@@ -24,7 +24,7 @@ from core.engine.tasks import open_data, open_model
 from core.recipe_latency import latency_path
 from core.workspace import Workspace, write_json
 
-TABLE_IMAGES = 64  # without labels: KL needs none
+TABLE_IMAGES = 512  # that tier 1 picks from; without labels: KL needs none
 MOMENT_IMAGES = 128  # what the factors are weighted by
 CALIBRATION_IMAGES = 2000  # of the validation part, labelled or not
 
