@@ -1,8 +1,9 @@
 """Summed KL → accuracy lost, with an interval, from plans that were measured whole. NumPy only.
 
 A non-decreasing map from the logarithm of the sum to the loss is fitted to the measurements. The interval is conformal
-(Vovk et al. 2005): a quantile of the leave-one-out errors as shares of the predicted loss (normalized: Lei et al.
-2018), taken separately near the original and far from it (Mondrian).
+(Vovk et al. 2005): a quantile of the leave-one-out errors, each as a multiple of what one would expect at its predicted
+loss, the standard error of the count and a share of the loss (normalized: Lei et al. 2018). It is taken separately near
+the original and far from it (Mondrian).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SMOOTHING = 0.35  # half-width of the averaging window, in log KL
 BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
 COMMON_BIAS = 0.5  # the same, before it is known what all plans of a network have in common
 LEAST_ERROR = 0.001  # of a counted loss
-FLOOR = 0.005  # errors are compared as shares of the predicted loss and this
+SHARE = 0.3  # of the predicted loss, that it may be off besides the error of the count
+ERROR = 0.003  # of the count, where no measured plan tells
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,26 @@ class Calibration:
         return np.array([read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl[i]) for i, rest in enumerate(keep)])
 
     @cached_property
+    def _noise(self) -> tuple[Array, Array]:
+        """(loss, squared standard error of its count) of the measured plans, non-decreasing: more answers change."""
+        known = sorted(
+            (max(loss, 0.0), p.error**2) for loss, p in zip(self.estimate, self.points, strict=True) if p.error
+        )
+        losses, squares = np.array(known or [(0.0, ERROR**2)]).T
+        return losses, pool_violators(squares)
+
+    def scale(self, drop: Array) -> Array:
+        """What a count may be off where `drop` is predicted, in size though not in scale."""
+        found: Array = np.sqrt(np.interp(drop, *self._noise) + (SHARE * drop) ** 2)
+        return found
+
+    @cached_property
     def _widths(self) -> tuple[float, float]:
-        """Half-widths near and far, as shares of the loss and FLOOR; a side with too few points takes all.
+        """Half-widths near and far, in units of `scale`; a side with too few points takes all.
 
         Against the loss as counted, noise and all: that is what will be measured.
         """
-        errors, far = np.abs(self.left_out - self.drop) / (self.left_out + FLOOR), self.left_out >= NEAR
+        errors, far = np.abs(self.left_out - self.drop) / self.scale(self.left_out), self.left_out >= NEAR
         near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
         return near, away
 
@@ -124,4 +140,4 @@ class Calibration:
 
     def width(self, drop: float) -> float:
         """Of the interval around a predicted loss."""
-        return self._widths[drop >= NEAR] * (drop + FLOOR)
+        return float(self._widths[drop >= NEAR] * self.scale(np.array(drop)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from core.calibration import FLOOR, Calibration, Point, expected_factor, fit, half_width, read_map, scaled
+from core.calibration import ERROR, Calibration, Point, expected_factor, fit, half_width, read_map, scaled
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
@@ -84,12 +84,18 @@ def test_the_interval_is_the_conformal_quantile() -> None:
 
 
 def test_the_interval_grows_with_the_loss() -> None:
-    """Ten points whose left-out errors are a tenth of the predicted loss and FLOOR: so is the half-width."""
-    known = Calibration(points(10))
+    """Ten points whose left-out errors are half of what one would expect: so is the half-width."""
+    counted = tuple(replace(p, error=0.001 + p.drop / 10) for p in points(10))
+    known = Calibration(counted)
+    assert known.scale(np.array(0.0)) == pytest.approx(np.hypot(counted[0].error, 0.0))
+    middle = (counted[3].error ** 2 + counted[4].error ** 2) / 2, (counted[3].drop + counted[4].drop) / 2
+    assert known.scale(np.array(middle[1])) == pytest.approx(np.sqrt(middle[0] + (0.3 * middle[1]) ** 2))
     known.__dict__["left_out"] = np.geomspace(0.001, 0.09, 10)
-    known.drop[:] = 1.1 * known.left_out + 0.1 * FLOOR
-    assert known.width(0.02) == pytest.approx(0.1 * (0.02 + FLOOR))
-    assert known.width(0.08) == pytest.approx(0.1 * (0.08 + FLOOR))
+    known.drop[:] = known.left_out + 0.5 * known.scale(known.left_out)
+    assert known.width(0.02) == pytest.approx(0.5 * float(known.scale(np.array(0.02))))
+    assert known.width(0.08) == pytest.approx(0.5 * float(known.scale(np.array(0.08))))
+    assert known.width(0.08) > 2 * known.width(0.02) > 0
+    assert Calibration(points(10)).scale(np.array(0.0)) == pytest.approx(ERROR)  # nothing said how many images
 
 
 def test_what_all_expected_losses_have_in_common_is_learned_from_the_counts() -> None:
