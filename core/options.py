@@ -116,15 +116,16 @@ class Quantize:
     )
     calibration: str = option(
         "minmax",
-        "How the range of activations is found. auto: minmax or percentile, by agreement on validation images.",
+        "How the range of activations is found. auto: minmax or percentile, by the validation answers that may change.",
         choices=("auto", "minmax", "percentile", "entropy"),
     )
     equalize: bool = option(
-        True, "Give the channels of a layer similar ranges first; kept only if agreement on validation images rises."
+        True,
+        "Give the channels of a layer similar ranges first; kept only if fewer validation answers may change.",
     )
     correct: bool = option(
         True,
-        "Shift biases so that every channel keeps its mean; kept only if agreement on validation images rises.",
+        "Shift biases so that every channel keeps its mean; kept only if fewer validation answers may change.",
         later=True,
     )
     agreement: float = option(

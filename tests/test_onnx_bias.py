@@ -123,6 +123,6 @@ def test_it_is_kept_only_where_integers_then_agree_more(
     monkeypatch.setattr(quantize, "first_integer_layer", lambda *_: 0)
     unchanged = quantize.apply(plain, Quantize(equalize=False, correct=False), {}, CONTEXT).model
     shares = iter(agreeing)
-    monkeypatch.setattr(quantize.Answers, "agreement", lambda *_: next(shares))
+    monkeypatch.setattr(quantize.Answers, "expected_loss", lambda *_: 1 - next(shares))
     model = quantize.apply(plain, Quantize(equalize=False), {}, CONTEXT).model
     assert (model.SerializeToString(deterministic=True) != unchanged.SerializeToString(deterministic=True)) == kept

@@ -39,9 +39,12 @@ class Answers:
         """Share of the answers that `file` gives too."""
         return float((self._expected().argmax(1) == self._logits(file, VALIDATED).argmax(1)).mean())
 
-    def expected_loss(self, file: ModelProto) -> float:
-        """Share of the answers that `file` is expected to change, by the margins on a few images."""
-        return expected_loss(self._expected()[:LOOKED_AT], self._logits(file, LOOKED_AT), None)
+    def expected_loss(self, file: ModelProto, images: int = LOOKED_AT) -> float:
+        """Share of the answers that `file` is expected to change, by the margins on the first `images`.
+
+        Steadier than a count of changed answers, so that files are told apart by it: of 90 images one is 1.1 points.
+        """
+        return expected_loss(self._expected()[:images], self._logits(file, images), None)
 
     def _expected(self) -> NDArray[np.float32]:
         if self.known is None:

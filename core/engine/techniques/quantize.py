@@ -26,7 +26,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from core.candidate import Skip
-from core.engine.accurate import Answers, fewest, order_of_return
+from core.engine.accurate import VALIDATED, Answers, fewest, order_of_return
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
 from core.engine.fastest import first_integer_layer, is_mixed, node_times
@@ -157,7 +157,7 @@ def _accurate(
 def _calibrate(
     model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], answers: Answers | None, report: Report
 ) -> Calibrated:
-    """Of the ways that the options leave open, the one whose file agrees most with `model` on validation images."""
+    """Of the ways that the options leave open, the one that is expected to agree most on validation images."""
     methods = [options.calibration] if options.calibration != "auto" else AUTO if answers else AUTO[:1]
     sources = [model]
     if options.equalize and answers:
@@ -169,14 +169,12 @@ def _calibrate(
     found = [onnx_int8.calibrate(source, x, method, part) for (source, method), part in zip(ways, parts, strict=True)]
     if len(found) == 1 or not answers:
         return found[0]
-    agreeing = answers.agreement
+    leave, bits = left_in_float(model, chosen), weight_bits(options)
 
-    def agreement(calibrated: Calibrated) -> float:
-        return agreeing(
-            onnx_int8.write(calibrated, left_in_float(model, chosen), options.activations, weight_bits(options))
-        )
+    def loss(calibrated: Calibrated, known: Answers = answers) -> float:
+        return known.expected_loss(onnx_int8.write(calibrated, leave, options.activations, bits), VALIDATED)
 
-    return max(found, key=agreement)  # the first of equals: nothing is done that does not help
+    return min(found, key=loss)  # the first of equals: nothing is done that does not help
 
 
 def _corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs, report: Report) -> ModelProto:
@@ -185,8 +183,8 @@ def _corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs
     better.CopyFrom(file)
     if not onnx_bias.correct_biases(better, source, x, report):
         return file
-    before = answers.agreement(file)
-    return better if answers.agreement(better) > before else file
+    before = answers.expected_loss(file, VALIDATED)
+    return better if answers.expected_loss(better, VALIDATED) < before else file
 
 
 def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
