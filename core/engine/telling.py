@@ -5,7 +5,7 @@ information of the answer, whose trace is 1 - Σp² (Martens, New Insights and P
 Method, 2020). A network that is sure of most images has nearly all of its divergence in a few of them. So images are
 drawn in proportion to that trace and weighted by its inverse: an estimate without bias of the mean over all images
 (Horvitz & Thompson 1952), drawn systematically along the sorted doubts so that every degree of doubt is met (Madow
-1949). Measured on ResNet-20's whole table, 64 images of 750 are off by 0.24 in log KL, and 64 as they come by 0.33.
+1949). For ResNet-56, 64 of 500 images are off by 20 % of the mean over all, and 64 as they come by 35 %.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-EVENLY = 0.1  # share of the draw that does not look at doubt: no image stands for too many others
+EVENLY = 0.3  # share of the draw that does not look at doubt: a sure image that moves after all stands for not too many
 BATCH = 64  # images at once: their activations stay in the cache
 ROUNDS = 50  # to raise the chances of the others when some images are certain to be drawn
 
