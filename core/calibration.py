@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, exp, fsum, log
+from math import exp, fsum, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +86,9 @@ def read_map(grid: Array, values: Array, kl: float) -> float:
 
 
 def half_width(errors: Array) -> float:
-    """The conformal quantile of absolute errors; the largest where there are too few for the coverage."""
+    """The conformal quantile of absolute errors, between two of them where it lies there; at most the largest."""
     ranked = np.sort(errors)
-    return float(ranked[min(len(ranked), ceil((len(ranked) + 1) * COVERAGE)) - 1])
+    return float(np.interp((len(ranked) + 1) * COVERAGE, np.arange(1, len(ranked) + 1), ranked))
 
 
 class Calibration:

@@ -78,8 +78,9 @@ def test_the_map_is_monotone_anchored_at_nothing_lost_and_flat_beyond() -> None:
 
 
 def test_the_interval_is_the_conformal_quantile() -> None:
-    """Of 10 errors, the ceil(11 × 0.8) = 9th; of 3 it would be the 4th, so the largest."""
-    assert half_width(np.arange(1.0, 11.0)) == 9.0
+    """Of 10 errors the 11 × 0.8 = 8.8th; of 4 the 4th; of 3 it would be the 3.2nd, so the largest."""
+    assert half_width(np.arange(1.0, 11.0)) == pytest.approx(8.8)
+    assert half_width(np.array([3.0, 1.0, 2.0, 7.0])) == 7.0
     assert half_width(np.array([3.0, 1.0, 2.0])) == 3.0
 
 
