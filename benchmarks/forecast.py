@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.calibration import NEAR, Point
 from core.engine.calibrate import calibrate, measure_plan
-from core.engine.calibration_plans import COUNT, RANGE, random_plan
+from core.engine.calibration_plans import COUNT, random_plan
 from core.engine.telling import answers
 from core.forecast import Forecast, calibration_point, sum_kl
 from core.plan import key_levels, plan_rows
@@ -30,6 +30,7 @@ from core.sensitivity_table import SensitivityTable, append_lines, read_lines, r
 
 RESULTS = Path(__file__).parent / "results"
 FITTED = 2000  # images that calibration sees
+AIMS = (0.005, 1.0)  # summed KL of the recipes in nats: from nothing lost to a ruined network
 
 
 def judged(subject: Subject, table: SensitivityTable, count: int, images: int, seed: int) -> list[dict[str, object]]:
@@ -37,7 +38,7 @@ def judged(subject: Subject, table: SensitivityTable, count: int, images: int, s
     path = RESULTS / f"forecast-{subject.name}-recipes.jsonl"
     rows = [r for r in read_lines(path) if (r["images"], r["seed"]) == (images, seed)]
     rng = np.random.default_rng(1000 + seed)
-    aims = np.exp(rng.uniform(*np.log(RANGE), count))
+    aims = np.exp(rng.uniform(*np.log(AIMS), count))
     plans = [random_plan(subject.profile, table, float(aim), rng) for aim in aims]
     x, y = subject.images(FITTED + 250, images)  # the table saw 64 of those in between
     before = answers(subject.module, x)

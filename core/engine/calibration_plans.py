@@ -22,7 +22,7 @@ from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity
 from core.spending import KINDS
 
 COUNT = 16  # fewer leave the interval useless
-RANGE = (0.005, 1.0)  # summed KL in nats: from below what accuracy can show to a ruined network
+RANGE = (0.02, 1.0)  # summed KL in nats: from what a count of answers begins to show to a ruined network
 MENDED_RANGE = (0.01, 2.0)  # pruned weights stand more where the rest is solved again
 MENDED = ("prune_channels", "factorize", "prune_weights")  # the techniques that repair
 ATTEMPTS = 8  # at a random plan that is not there yet

@@ -185,7 +185,7 @@ def _begun(
 
 
 def enough_images(profile: Profile) -> int:
-    """24 of ResNet-56 are off by 36 % of the KL of 500, and 64 by 20 %: 2.3 and 0.5 points of predicted losses."""
+    """24 of ResNet-56 are off by 36 % of the mean KL over 500 images, 64 by 20 %."""
     return max(LEAST_IMAGES, min(IMAGES, IMAGES * LAYERS // max(1, len(profile.tunable))))
 
 
