@@ -139,7 +139,8 @@ def pruned_by_torch_pruning(
     """At the largest share of MACs that is at most the budget; `module` is the model's own unless given."""
     import torch_pruning as tp
 
-    module, example = module or job.model.module, torch.zeros(1, *job.model.card.input_shape)
+    module = job.model.module if module is None else module
+    example = torch.zeros(1, *job.model.card.input_shape)
     whole, _ = tp.utils.count_ops_and_params(module, example)
     last = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
 
@@ -163,11 +164,9 @@ def torch_pruning(job: Job) -> Path:
 
 
 def torch_pruning_trained(job: Job) -> Path:
-    """Then trained on the labels as its examples do: SGD, shifts and mirrors, a falling rate.
-
-    Its examples prune networks with BatchNorm; files have it folded. So it is put back first: in training it gives
-    every channel left the mean and the scale that it had before pruning. Runs in bfloat16 where ours does.
-    """
+    """Then trained on the labels as its examples do: SGD, shifts and mirrors, a falling rate; in bfloat16 where ours is.
+    BatchNorm, which files have folded and its examples prune with, is put back first: in training it gives every
+    channel left the mean and the scale that it had before."""
     whole, data, card = copy_model(job.model.module), job.data, job.model.card
     norms = () if has_batchnorm(whole) else insert_batchnorm(whole, to_tensor(data.train.x[:512], card))
     net = pruned_by_torch_pruning(job, module=whole)
