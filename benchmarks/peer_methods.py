@@ -164,7 +164,7 @@ def torch_pruning(job: Job) -> Path:
 
 
 def torch_pruning_trained(job: Job) -> Path:
-    """Then trained on the labels as its examples do: SGD, shifts and mirrors, a falling rate; in bfloat16 where ours is.
+    """Then trained on the labels as its examples do: SGD, shifts and mirrors, a falling rate; in bfloat16 as ours.
     BatchNorm, which files have folded and its examples prune with, is put back first: in training it gives every
     channel left the mean and the scale that it had before."""
     whole, data, card = copy_model(job.model.module), job.data, job.model.card
