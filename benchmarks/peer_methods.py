@@ -7,7 +7,6 @@ widths come from the sensitivity table at the budget of MACs and no label is rea
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +16,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.label_training import train_on_labels
 from benchmarks.tucker import tucker_layer
-from core.cards import ModelCard
 from core.choices import Choices
-from core.engine.batches import batches
 from core.engine.batchnorm import fold_batchnorm, has_batchnorm, insert_batchnorm
 from core.engine.data import Data, to_input, to_tensor
 from core.engine.formats import onnx_writer
@@ -31,10 +28,9 @@ from core.engine.formats.onnx_facts import file_facts
 from core.engine.models import Model
 from core.engine.optimize import estimate_epoch
 from core.engine.perturb import describe
-from core.engine.precision import Mixed, device, placed
+from core.engine.precision import placed
 from core.engine.profile import profile
 from core.engine.run import build
-from core.engine.schedule import Plan
 from core.engine.sensitivity import measure_cells
 from core.engine.surgery import copy_model, kind_of, replace_layer
 from core.plan import steps_of
@@ -43,7 +39,6 @@ from core.recipe import Recipe, Step
 IMAGES = 256  # calibration images, the same for all
 POOL = 512  # images that the sensitivity table picks from
 WIDTHS = tuple(i / 16 for i in range(1, 16))
-TP_RATE, TP_DECAY = 0.01, 5e-4  # of torch-pruning's own example on CIFAR-10
 EPOCHS = 20  # at most, of ours
 
 
@@ -175,23 +170,6 @@ def torch_pruning_trained(job: Job) -> Path:
     fold_batchnorm(net.eval(), norms)
     onnx_writer.export(net, card, job.folder / "tp_trained.onnx")
     return job.folder / "tp_trained.onnx"
-
-
-def train_on_labels(net: nn.Module, data: Data, card: ModelCard, seconds: float) -> None:
-    """In place, for so many seconds of the processor."""
-    optimizer = torch.optim.SGD(net.parameters(), TP_RATE, momentum=0.9, weight_decay=TP_DECAY)
-    plan, mixed = Plan(1, TP_RATE, shift=4, flip=data.card.flip), Mixed(net)
-    began, epoch, spent = time.process_time(), 0, 0.0
-    while spent < seconds:
-        for batch in batches(data.train, card, plan, epoch, 0):
-            for group in optimizer.param_groups:
-                group["lr"] = TP_RATE * 0.5 * (1 + np.cos(np.pi * min(1.0, spent / seconds)))
-            optimizer.zero_grad()
-            F.cross_entropy(mixed(batch.x), batch.y.to(device())).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if (spent := time.process_time() - began) >= seconds:
-                break
-        epoch += 1
 
 
 def tucker(job: Job) -> Path:
