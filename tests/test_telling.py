@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from core.engine.telling import chances, telling
+from core.engine.telling import answers, chances, telling
+from core.errors import Cancelled
 
 
 def logits_of(margins: list[float]) -> torch.Tensor:
@@ -54,6 +55,20 @@ def test_the_weighted_mean_is_nearer_to_the_mean_of_all_than_that_of_images_as_t
     spread = {name: float(torch.tensor(found).square().mean().sqrt()) for name, found in errors.items()}
     assert spread["telling"] < 0.7 * spread["as they come"]
     assert abs(float(torch.tensor(errors["telling"]).mean())) < 0.1  # without bias
+
+
+def test_who_waits_for_many_images_hears_of_it_and_can_stop() -> None:
+    heard: list[str] = []
+
+    def stop(_: float, message: str, **__: object) -> None:
+        heard.append(message)
+        raise Cancelled("stopped")
+
+    net = torch.nn.Linear(4, 3)
+    assert torch.equal(answers(net, torch.ones(64, 4), stop), net(torch.ones(64, 4)))
+    with pytest.raises(Cancelled):
+        answers(net, torch.ones(200, 4), stop)
+    assert heard == ["Looking for the images that tell most: 64 of 200"]
 
 
 @given(st.lists(st.floats(-40, 40), min_size=1, max_size=60), st.integers(1, 70))

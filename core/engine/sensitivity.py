@@ -155,7 +155,7 @@ def measure_cells(
     done = {key for key, cell in table.cells.items() if cell.kl is not None}
     if all((*key, level) in done for key, level in todo):
         return table
-    replay, index, weight = _replay_that_tells(network, x)
+    replay, index, weight = _replay_that_tells(network, x, report)
     labels = None if y is None else y[index]
     for i, ((layer, technique), level) in enumerate(todo):
         if (layer, technique, level) in done:
@@ -211,10 +211,10 @@ def compare(
     return measures
 
 
-def _replay_that_tells(network: Network, x: Tensor) -> tuple[Replay, Tensor, Tensor]:
+def _replay_that_tells(network: Network, x: Tensor, report: Report) -> tuple[Replay, Tensor, Tensor]:
     """With the images that tell most, their index among x and the weight of each."""
     module, layers = network.module, {x.name for x in network.profile.weighing}
     one = Replay(module, x[:1], layers).kept_bytes
     count = min(enough_images(network.profile), max(SMALLEST_BATCH, MEMORY_BYTES // max(1, one)))
-    index, weight = telling(answers(module, x), count, TEMPERATURE)
+    index, weight = telling(answers(module, x, report), count, TEMPERATURE)
     return Replay(module, x[index], layers), index, weight

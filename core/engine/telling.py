@@ -13,16 +13,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from core.engine.context import Report, silent
+
 EVENLY = 0.3  # share of the draw that does not look at doubt: a sure image that moves after all stands for not too many
 BATCH = 64  # images at once: their activations stay in the cache
 ROUNDS = 50  # to raise the chances of the others when some images are certain to be drawn
 
 
-def answers(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits of every image (n, classes), in evaluation mode."""
+def answers(module: nn.Module, x: Tensor, report: Report = silent) -> Tensor:
+    """Logits of every image (n, classes), in evaluation mode. `report` hears of each batch but the first."""
     module.eval()
-    with torch.inference_mode():
-        return torch.cat([module(part) for part in torch.split(x, BATCH)])
+    found = []
+    for start in range(0, len(x), BATCH):
+        if start:
+            report(0.0, f"Looking for the images that tell most: {start} of {len(x)}")
+        with torch.inference_mode():
+            found.append(module(x[start : start + BATCH]))
+    return torch.cat(found)
 
 
 def telling(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
