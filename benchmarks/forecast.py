@@ -40,7 +40,7 @@ def judged(subject: Subject, table: SensitivityTable, count: int, images: int, s
     rng = np.random.default_rng(1000 + seed)
     aims = np.exp(rng.uniform(*np.log(AIMS), count))
     plans = [random_plan(subject.profile, table, float(aim), rng) for aim in aims]
-    x, y = subject.images(FITTED + 250, images)  # the table saw 64 of those in between
+    x, y = subject.images(FITTED + 250, images)  # tier 0 saw 96 of those in between
     before = answers(subject.module, x)
     for plan in plans[len(rows) :]:
         lost = measure_plan(subject.network, plan, x, y, before)
