@@ -23,13 +23,14 @@ def loss_data(known: Forecast, entry: Technique) -> dict[str, Any]:
         return {"settings": [], "rows": {}}
     settings = dial_settings(entry)
     amounts = [severity(technique, x) for x in settings]
-    measured = len(known.calibration(False).points) >= FEWEST
+    calibration = known.calibration(False)
+    measured = len(calibration.points) >= FEWEST  # before, there may be no map at all
     rows: dict[str, Any] = {}
     for name, kind in known.table.curves:
         if kind == technique:
             nats = [known.table.curves[name, kind].at(amount) for amount in amounts]
-            points = [round(100 * known.calibration(False).at(x)[0], 2) if x else 0.0 for x in nats]
-            rows[name] = {"bar": [_share(x) for x in nats], "points": points if measured else None}
+            points = [round(100 * calibration.at(x)[0], 2) if x else 0.0 for x in nats] if measured else None
+            rows[name] = {"bar": [_share(x) for x in nats], "points": points}
     for name, shares in _ranked(known, technique, amounts).items():
         rows.setdefault(name, {"bar": shares, "points": None})
     return {"settings": settings, "rows": rows}
