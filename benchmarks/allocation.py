@@ -25,7 +25,8 @@ from torch import Tensor
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.choices import Choices
 from core.engine.calibrate import lost, measure_plan, mend
-from core.engine.sensitivity import rank_cells
+from core.engine.fisher import rank_cells
+from core.engine.sensitivity import settings
 from core.engine.telling import answers
 from core.sensitivity_table import Plan, SensitivityTable, read_table
 from core.spending import KINDS
@@ -43,7 +44,8 @@ RUNS = [("prune_channels", WIDTHS, "macs", share) for share in (0.75, 0.62, 0.5)
 def other_table(table: SensitivityTable, measure: str, subject: Subject) -> SensitivityTable:
     """The table with another score in the place of KL: the plans that are measured beside it."""
     x, y = subject.images(2000, 96)
-    ranked = {(c.layer, c.technique, c.level): c for c in rank_cells(subject.network, x, y)}
+    ranks = rank_cells(subject.network, x, y, settings(subject.profile))
+    ranked = {(c.layer, c.technique, c.level): c for c in ranks}
     cells = {k: replace(c, kl=max(getattr(ranked[k], measure), 1e-12)) for k, c in table.cells.items()}
     return SensitivityTable(table.about, cells)
 

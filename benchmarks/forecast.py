@@ -75,6 +75,7 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
         "calibration_plans": len(forecast.calibration(False).points),
         "ways": forecast.ways(False),
         "spearman": float(spearmanr(predicted, drop)[0]),
+        "spearman_of_a_perfect_forecast": ceiling(rows),
         "near": {
             "recipes": int(near.sum()),
             "mean_error_points": float(errors[near].mean() * 100),
@@ -90,6 +91,21 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
         "predict_60_settings_ms": (time.perf_counter() - start) * 10,
         "repaired": left_out(forecast) if forecast.calibration(True).points else None,
     }
+
+
+def ceiling(rows: list[dict[str, object]], draws: int = 300) -> float:
+    """What a forecast that knew the true losses would reach: counted on so many images, recipes that lose little tie.
+
+    True losses are taken as counted where they are large, and near the original as the margins say, which vary less,
+    scaled to the same sum.
+    """
+    counted, changed, expected = (
+        np.array([r["drop"][name] for r in rows]) for name in ("accuracy", "agreement", "expected_accuracy")
+    )
+    near, rng = counted < NEAR, np.random.default_rng(0)
+    true = np.where(near, expected * counted[near].sum() / expected[near].sum(), counted)
+    error = np.sqrt(np.maximum(changed - counted**2, 0.0) / np.array([r["images"] for r in rows]))
+    return float(np.mean([spearmanr(true, true + error * rng.normal(size=len(rows)))[0] for _ in range(draws)]))
 
 
 def left_out(forecast: Forecast) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from core.engine.telling import answers, chances, telling
+from core.engine.telling import answers, chances, corrected, telling
 from core.errors import Cancelled
 
 
@@ -55,6 +55,17 @@ def test_the_weighted_mean_is_nearer_to_the_mean_of_all_than_that_of_images_as_t
     spread = {name: float(torch.tensor(found).square().mean().sqrt()) for name, found in errors.items()}
     assert spread["telling"] < 0.7 * spread["as they come"]
     assert abs(float(torch.tensor(errors["telling"]).mean())) < 0.1  # without bias
+
+
+def test_what_is_foreseen_of_more_images_corrects_the_mean_of_few() -> None:
+    """Seen is 3 · foreseen + 1: the mean of all follows exactly; what would more than halve or double it is cut."""
+    foreseen, weight = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0.5, 0.25, 0.25])
+    seen = 3 * foreseen + 1  # 4, 7, 16; mean 7.75 where 2.25 is foreseen
+    assert corrected(seen, weight, foreseen, 2.0) == pytest.approx(7.0)
+    assert corrected(seen, weight, foreseen, 4.0) == pytest.approx(13.0)
+    assert corrected(seen, weight, foreseen, 40.0) == pytest.approx(15.5)
+    assert corrected(seen, weight, foreseen, 0.0) == pytest.approx(3.875)
+    assert corrected(seen, weight, torch.zeros(3), 0.0) == pytest.approx(7.75)  # gradients foresee nothing
 
 
 def test_who_waits_for_many_images_hears_of_it_and_can_stop() -> None:

@@ -6,6 +6,10 @@ Method, 2020). A network that is sure of most images has nearly all of its diver
 drawn in proportion to that trace and weighted by its inverse: an estimate without bias of the mean over all images
 (Horvitz & Thompson 1952), drawn systematically along the sorted doubts so that every degree of doubt is met (Madow
 1949). For ResNet-56, 64 of 500 images are off by 20 % of the mean over all, and 64 as they come by 35 %.
+
+What is known of more images, if only nearly, corrects the mean of few (the regression estimator: Cochran, Sampling
+Techniques, 1977, chapter 7): with gradients' foresight of 96 images, 22 are off by 12 % where a plan of many settings
+is summed, as much as 56 without.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from core.engine.context import Report, silent
 
 EVENLY = 0.3  # share of the draw that does not look at doubt: a sure image that moves after all stands for not too many
 BATCH = 64  # images at once: their activations stay in the cache
+CORRECTION = 2.0
 ROUNDS = 50  # to raise the chances of the others when some images are certain to be drawn
 
 
@@ -47,6 +52,19 @@ def telling(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Ten
     index = order[torch.searchsorted(chance[order].cumsum(0), ticks).clamp(max=n - 1)].sort().values
     weight = 1 / chance[index]
     return index, (weight / weight.sum()).float()
+
+
+def corrected(seen: Tensor, weight: Tensor, foreseen: Tensor, foreseen_mean: float) -> float:
+    """The mean over many images of what is `seen` on some (m,), each with its `weight` (m,), which sum to 1.
+
+    `foreseen` (m,) of the same images goes along with it, and its mean over many is known. At most CORRECTION times
+    more or less than what is seen.
+    """
+    mean, foreseen_here = weight @ seen, weight @ foreseen
+    off = foreseen - foreseen_here
+    slope = (weight * off) @ (seen - mean) / (weight @ off.square()).clamp_min(1e-20)
+    found = float(mean + slope * (foreseen_mean - foreseen_here))
+    return max(float(mean) / CORRECTION, min(found, float(mean) * CORRECTION))
 
 
 def chances(size: Tensor, count: int) -> Tensor:

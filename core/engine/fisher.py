@@ -1,0 +1,161 @@
+"""How the answers move when weights change, to first order, for every setting of every layer at once.
+
+The gradient of each image's answer by a layer's weight is the product of the layer's input patches and its output
+gradient, so that one forward pass and a backward pass for each question serve all settings, however deep the network.
+
+Tier 0 asks for the cross-entropy: full empirical Fisher E[(gradient · change)²] (for its limits: Kunstner et al. 2019).
+`second_order` asks for the likely classes' logits and gives the KL divergence as far as the Fisher information of the
+answers tells it, ½ Σ p (δz - E δz)² (Martens, New Insights and Perspectives on the Natural Gradient Method, 2020).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.engine.context import Report, silent
+from core.engine.perturb import Network, Weights, perturb, weight_of
+from core.engine.telling import answers
+from core.sensitivity_table import Cell, Key
+
+Altered = tuple[Weights, Weights]  # a setting's new weights and biases
+Stacks = dict[str, tuple[list[int], Tensor]]  # layer → (the settings that change it, their changes (settings, weights))
+BATCH = 16  # images at once: their unfolded patches stay in the cache
+MEMORY_BYTES = 1 << 30  # most that the changes which are followed at once may take
+CLASSES = 4  # the likeliest, between which nearly all doubt is
+
+
+def rank_cells(network: Network, x: Tensor, y: Tensor | None, cells: list[tuple[Key, float]]) -> list[Cell]:
+    """Tier 0 for every setting: Fisher and relative weight error.
+
+    x (n, c, h, w). Without labels `y` (n,) the model's own answers, drawn by its probabilities, stand in.
+    """
+    probabilities = answers(network.module, x).softmax(1)
+    if y is None:
+        y = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    errors = []
+
+    def altered() -> Iterable[Altered]:
+        for key, level in cells:
+            weights = perturb(network, {key: level})
+            pairs = [(weight, weight_of(network.module, name)) for name, weight in weights.items()]
+            size = sum(float(before.square().sum()) for _, before in pairs)
+            errors.append(sum(float((after - before).square().sum()) for after, before in pairs) / max(size, 1e-30))
+            yield weights, {}
+
+    of_loss = probabilities - F.one_hot(y, probabilities.shape[1])
+    fisher = moves(network, x, altered(), of_loss[None])[0].square().mean(0)
+    rows = zip(cells, fisher.tolist(), errors, strict=True)
+    return [Cell(*key, level, fisher=found, weight_error=error) for (key, level), found, error in rows]
+
+
+def second_order(
+    network: Network, x: Tensor, logits: Tensor, altered: Iterable[Altered], temperature: float, report: Report = silent
+) -> Tensor:
+    """(n, settings) KL of each image's softened answer, nats, to second order and among its CLASSES likeliest classes.
+
+    x (n, c, h, w) with the network's `logits` (n, classes).
+    """
+    shares, classes = (logits / temperature).softmax(1).topk(min(CLASSES, logits.shape[1]))
+    asked = F.one_hot(classes.T, logits.shape[1]) / temperature
+    moved, share = moves(network, x, altered, asked, report), shares.T[..., None]
+    mean = (share * moved).sum(0) / share.sum(0)
+    found: Tensor = (share * (moved - mean).square()).sum(0) / 2
+    return found
+
+
+def moves(network: Network, x: Tensor, altered: Iterable[Altered], asked: Tensor, report: Report = silent) -> Tensor:
+    """(questions, n, settings): by how much each question's sum Σ asked · logits moves with each setting's change.
+
+    x (n, c, h, w), asked (questions, n, classes). Changes are followed by the parcel, to bound the memory.
+    """
+    found, parcel, size = [], list[Altered](), 0
+    for setting in altered:
+        parcel.append(setting)
+        size += sum(weight.nbytes for weight in setting[0].values())
+        if size > MEMORY_BYTES:
+            found.append(_follow(network, x, parcel, asked, report))
+            parcel, size = [], 0
+    if parcel or not found:
+        found.append(_follow(network, x, parcel, asked, report))
+    return torch.cat(found, 2)
+
+
+def _follow(network: Network, x: Tensor, parcel: list[Altered], asked: Tensor, report: Report) -> Tensor:
+    twin, inputs, grads = copy.deepcopy(network.module).eval(), dict[str, Tensor](), dict[str, list[Tensor]]()
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], grads[name] = read[0].detach(), []
+            output.register_hook(grads[name].append)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    stacks = _stacks(network.module, parcel)
+    for name in stacks:
+        twin.get_submodule(name).register_forward_hook(watch(name))
+    found = torch.zeros(len(asked), len(x), len(parcel))
+    for start in range(0, len(x), BATCH):
+        if start:
+            report(0.0, f"Following gradients: {start} of {len(x)} images")
+        rows = slice(start, start + BATCH)
+        with torch.enable_grad():
+            images = x[rows].detach().clone().requires_grad_()
+            logits = twin(images)
+            for question in asked[:, rows]:
+                torch.autograd.grad(logits, images, question.to(logits.dtype), retain_graph=True)
+        for name, (settings, stack) in stacks.items():
+            if grads.get(name):
+                found[:, rows, settings] += _products(
+                    twin.get_submodule(name), inputs[name], torch.stack(grads[name]), stack
+                )
+    return found
+
+
+def _stacks(module: nn.Module, parcel: list[Altered]) -> Stacks:
+    """A change of the bias stands behind that of the weight."""
+    changes: dict[str, list[tuple[int, Tensor]]] = {}
+    for i, (weights, biases) in enumerate(parcel):
+        for name, weight in weights.items():
+            part = module.get_submodule(name)
+            assert isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            outputs = part.out_features if isinstance(part, nn.Linear) else part.out_channels
+            bias = (
+                torch.zeros(outputs) if name not in biases or part.bias is None else biases[name] - part.bias.detach()
+            )
+            changes.setdefault(name, []).append((i, torch.cat([(weight - weight_of(module, name)).flatten(), bias])))
+    return {name: ([i for i, _ in rows], torch.stack([c for _, c in rows])) for name, rows in changes.items()}
+
+
+def _products(part: nn.Module, inputs: Tensor, grads: Tensor, stack: Tensor) -> Tensor:
+    """(questions, n, settings) each image's gradient times each change (settings, weights and biases)."""
+    if isinstance(part, nn.Linear):  # few positions: what each change does to the output is less than the gradients
+        before = inputs.reshape(len(inputs), -1, part.in_features)
+        after = grads.reshape(*grads.shape[:2], -1, part.out_features)
+        weights, biases = stack[:, : part.weight.numel()], stack[:, part.weight.numel() :]
+        moved = [(before @ weight.view_as(part.weight).T * after).sum((2, 3)) for weight in weights]
+        return torch.stack(moved, 2) + after.sum(2) @ biases.T
+    return torch.cat([_per_image(part, inputs, grads), grads.sum((3, 4))], 2) @ stack.T
+
+
+def _per_image(part: nn.Module, inputs: Tensor, grads: Tensor) -> Tensor:
+    """Each question's and image's gradient of a convolution's weight, flattened (questions, n, weights)."""
+    assert isinstance(part, nn.Conv2d | nn.ConvTranspose2d)
+    assert not isinstance(part.padding, str)
+    size: Any = part.kernel_size
+    settings: Any = (size, part.dilation, part.padding, part.stride)
+    (questions, n), groups = grads.shape[:2], part.groups
+    if isinstance(part, nn.ConvTranspose2d):  # its weight's gradient is that of the convolution it is the adjoint of
+        patches = F.unfold(grads.flatten(0, 1), *settings)
+        patches = patches.reshape(questions, n, groups, -1, patches.shape[-1])
+        found = torch.einsum("ngol,qngil->qngoi", inputs.reshape(n, groups, -1, patches.shape[-1]), patches)
+    else:
+        patches = F.unfold(inputs, *settings)
+        patches = patches.reshape(n, groups, -1, patches.shape[-1])
+        found = torch.einsum("qngol,ngil->qngoi", grads.reshape(questions, n, groups, -1, patches.shape[-1]), patches)
+    return found.flatten(2)
