@@ -2,14 +2,14 @@
 
 A whole model takes slope × (sum of what its operators add, each measured behind one that makes its input) + intercept:
 sums and pools between them have no row, so the affine step is mandatory (nn-Meter, Zhang et al. 2021, and HAWQ-V3 both
-keep such tables). Widths in between are read from the block they are computed in:
-a runtime that works in blocks of 8 channels gains nothing from 64 → 60.
+keep such tables). Widths in between are read from the block they are computed in: a runtime that works in blocks of 16
+channels gains nothing from 64 → 52, and all it can from 64 → 48.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from core.ranks import Shape
 
 INTEGER, FLOAT = "int8", "float32"
+BLOCK = 8  # channels computed at once, where it was not measured
+EVEN = 4
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,45 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """How a runtime computes a convolution's channels."""
+
+    inputs: int = BLOCK  # at once; a part of a block takes as long as all of it
+    outputs: int = BLOCK
+    odd_inputs: float = 1.0  # times as long where they are no multiple of EVEN: fast layouts cannot hold them
+    odd_outputs: float = 1.0
+
+    def filled(self, into: int, out: int) -> tuple[int, int]:
+        """What is computed. Fewer inputs than a block, as of an image, are not filled up."""
+        return _filled(into, self.inputs if into > self.inputs else BLOCK), _filled(out, self.outputs)
+
+    def odd(self, into: int, out: int) -> float:
+        """Times as long as the whole blocks take."""
+        inputs = self.odd_inputs if into % EVEN and into > self.inputs else 1.0
+        return max(inputs, self.odd_outputs if out % EVEN else 1.0)
+
+
+def _filled(channels: int, block: int) -> int:
+    return -(-channels // block) * block
+
+
+@dataclass(frozen=True)
 class LatencyTable:
-    """`times` in ms per call. `block` is the number of channels that the runtime computes at once. `original_ms` is the
-    uploaded file's own time, which an export of it need not have: norms are folded there, and copies laid out anew."""
+    """`times` in ms per call; `blocks` by number type. `original_ms` is the uploaded file's own time, which an export
+    of it need not have: norms are folded there, and copies laid out anew."""
 
     times: Mapping[Operator, float]
     slope: float = 1.0
     intercept: float = 0.0
     threads: int = 1
     batch: int = 1
-    block: int = 8
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
     machine: str = ""
     original_ms: float | None = None
 
     def operator(self, shape: Shape, bits: float = 32.0) -> float:
-        """Milliseconds of one operator: measured, or read between the measured widths of its family.
+        """Milliseconds of one operator: measured, it or the whole blocks that it is computed in, or read between the
+        measured widths of its family.
 
         Where its family was never measured, by MACs from the table's own mean speed. Below 8 bits it runs as int8.
         """
@@ -59,10 +85,16 @@ class LatencyTable:
         known = self.times.get(key)
         if known is not None:
             return known
+        into, out = self._blocks(key).filled(shape.in_channels, shape.out_channels)
+        odd = self._blocks(key).odd(shape.in_channels, shape.out_channels)
+        if shape.kind == "conv" and shape.groups == 1:
+            known = self.times.get(replace(key, shape=replace(shape, in_channels=into, out_channels=out)))
+            if known is not None:
+                return odd * known
         fitted = self._fits.get(key.family)
         if fitted is None:
-            return shape.macs / self._speed
-        return max(sum(a * b for a, b in zip(fitted, self._features(shape), strict=True)), 0.0)
+            return odd * shape.macs / self._speed
+        return odd * max(sum(a * b for a, b in zip(fitted, self._features(key), strict=True)), 0.0)
 
     def all_in(self, kind: str) -> LatencyTable:
         """The table of a network all of whose operators are of this type, whatever bits are asked for."""
@@ -77,8 +109,12 @@ class LatencyTable:
         """The sum of operators that a model of `whole_ms` has."""
         return (whole_ms - self.intercept) / self.slope
 
-    def _features(self, shape: Shape) -> tuple[float, ...]:
-        into, out = (float(-(-c // self.block) * self.block) for c in (shape.in_channels, shape.out_channels))
+    def _blocks(self, key: Operator) -> Blocks:
+        full = key.shape.kind == "conv" and key.shape.groups == 1
+        return self.blocks.get(key.type, Blocks()) if full else Blocks()
+
+    def _features(self, key: Operator) -> tuple[float, ...]:
+        into, out = map(float, self._blocks(key).filled(key.shape.in_channels, key.shape.out_channels))
         return 1.0, into, out, into * out
 
     @cached_property
@@ -86,7 +122,7 @@ class LatencyTable:
         """Family → coefficients over (1, inputs, outputs, inputs × outputs), least squares in relative error."""
         rows: dict[Operator, list[tuple[tuple[float, ...], float]]] = {}
         for key, time in self.times.items():
-            rows.setdefault(key.family, []).append((self._features(key.shape), time))
+            rows.setdefault(key.family, []).append((self._features(key), time))
         found = {}
         for family, pairs in rows.items():
             features = np.array([f for f, _ in pairs])
@@ -103,9 +139,10 @@ class LatencyTable:
 
     def to_json(self) -> dict[str, Any]:
         rows = [{**asdict(key.shape), "type": key.type, "ms": ms} for key, ms in self.times.items()]
+        blocks = {kind: asdict(found) for kind, found in self.blocks.items()}
         return {
             "times": rows, "slope": self.slope, "intercept": self.intercept, "threads": self.threads,
-            "batch": self.batch, "block": self.block, "machine": self.machine, "original_ms": self.original_ms,
+            "batch": self.batch, "blocks": blocks, "machine": self.machine, "original_ms": self.original_ms,
         }  # fmt: skip
 
     @classmethod
@@ -115,7 +152,9 @@ class LatencyTable:
             row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
             ms, kind = row.pop("ms"), row.pop("type")
             times[Operator(Shape(**row), kind)] = ms
-        return cls(**{**values, "times": times})
+        blocks = {kind: Blocks(**row) for kind, row in values.get("blocks", {}).items()}
+        kept = {k: v for k, v in values.items() if k != "block"}  # what tables had before blocks were measured
+        return cls(**{**kept, "times": times, "blocks": blocks})
 
 
 def fit_affine(sums: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:

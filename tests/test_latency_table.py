@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +17,7 @@ from core.engine.latency_table import (
     time_operator,
     with_affine,
 )
-from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator, fit_affine
+from core.latency_table import FLOAT, INTEGER, Blocks, LatencyTable, Operator, fit_affine
 from core.layers import Feed, Layer, Profile
 from core.ranks import Shape
 
@@ -27,12 +29,41 @@ def conv(c_in: int, c_out: int, **more: object) -> Shape:
 def test_measured_shapes_are_read_and_others_between_them_in_blocks() -> None:
     """Times of 1 + 0.5 a + 0.25 b + 0.01 a b in blocks of 8."""
     times = {Operator(conv(a, b)): 1 + 0.5 * a + 0.25 * b + 0.01 * a * b for a in (8, 16, 32) for b in (8, 24, 32)}
-    table = LatencyTable(times | {Operator(conv(16, 32)): 99.0 - 60.0}, block=8)
+    table = LatencyTable(times | {Operator(conv(16, 32)): 99.0 - 60.0})
     assert table.operator(conv(16, 32)) == 39.0
-    exact = LatencyTable(times, block=8)
+    exact = LatencyTable(times)
     assert exact.operator(conv(24, 16)) == pytest.approx(1 + 12 + 4 + 3.84)
     assert exact.operator(conv(20, 11)) == pytest.approx(1 + 12 + 4 + 3.84)  # computed as 24 and 16
     assert exact.operator(conv(25, 16)) > exact.operator(conv(24, 16))
+
+
+def test_channels_are_computed_in_whole_blocks_of_each_type() -> None:
+    """In blocks of 16, 40 and 52 channels take what 48 and 64 took; as int8, whose inputs come by 8, 40 inputs less."""
+    kinds, wide = (FLOAT, INTEGER), {(a, b): float(a * b) for a in (16, 32, 48, 64) for b in (16, 32, 48, 64)}
+    times = {Operator(conv(a, b), kind): ms for (a, b), ms in wide.items() for kind in kinds}
+    table = LatencyTable(times, blocks={FLOAT: Blocks(16, 16), INTEGER: Blocks(8, 16)})
+    assert table.operator(conv(40, 52)) == 48 * 64
+    assert table.operator(conv(64, 49)) == table.operator(conv(64, 64))
+    odd = LatencyTable(times, blocks={FLOAT: Blocks(16, 16, 2.0, 1.5)})
+    assert [odd.operator(conv(*pair)) / (32 * 32) for pair in ((28, 28), (30, 28), (28, 31), (31, 31))] == [
+        1,
+        2,
+        1.5,
+        2,
+    ]
+    assert table.operator(conv(40, 52), 8) == pytest.approx(40 * 64)
+    assert table.operator(conv(3, 20)) == pytest.approx(8 * 32)  # an image is not filled up to a block
+    assert LatencyTable(times).operator(conv(40, 50)) == pytest.approx(40 * 56)
+
+
+@pytest.mark.parametrize(("into", "out"), [(16, 16), (8, 16), (16, 8), (8, 8)])
+def test_blocks_are_told_by_what_a_part_of_one_takes(monkeypatch: pytest.MonkeyPatch, into: int, out: int) -> None:
+    def time(operator: Operator, *_: object) -> float:
+        x, y = operator.shape.in_channels, operator.shape.out_channels
+        return 1e-4 * (-(-x // into) * into) * (-(-y // out) * out) * (2 if x % 4 else 1)
+
+    monkeypatch.setattr(latency_table, "time_operator", time)
+    assert latency_table.measure_blocks(FLOAT) == Blocks(into, out, pytest.approx(2), pytest.approx(1))
 
 
 def test_types_and_families_are_apart() -> None:
@@ -78,8 +109,10 @@ def test_the_affine_step_by_hand() -> None:
 def test_a_table_travels_as_json() -> None:
     import json
 
-    table = LatencyTable({Operator(conv(8, 8), INTEGER): 0.25}, 0.9, 0.1, 2, 4, 16, "x86_64")
+    table = LatencyTable({Operator(conv(8, 8), INTEGER): 0.25}, 0.9, 0.1, 2, 4, {INTEGER: Blocks(8, 16, 2.0)}, "x86_64")
     assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    before = {k: v for k, v in table.to_json().items() if k != "blocks"} | {"block": 8}
+    assert LatencyTable.from_json(before) == replace(table, blocks={})
 
 
 SHAPES = [

@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from core.engine import runtime
 from core.engine.context import Report, silent
-from core.latency_table import FLOAT, INTEGER, LatencyTable, Operator, fit_affine
+from core.latency_table import BLOCK, FLOAT, INTEGER, Blocks, LatencyTable, Operator, fit_affine
 from core.layers import Layer, Profile
 from core.predict import shape_of
 from core.ranks import Shape
@@ -29,7 +29,8 @@ from core.ranks import Shape
 SECONDS = 0.15  # spent on each operator
 FEWEST = 10  # runs, however slow
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the original widths
-BLOCK = 8
+WIDE = 16  # channels that some runtimes compute at once
+ALIKE = 0.93  # of the time of a full block: what part of one takes at least if it is filled up
 LEAST_ADDED = 0.02  # of the time that an operator and its maker take: noise may not make it free
 OPSET, IR = 17, 8
 
@@ -205,7 +206,25 @@ def measure_table(
         report(number / len(todo), f"Timing operator {number + 1} of {len(todo)}")
         times[operator] = time_operator(operator, threads, batch, seconds)
     machine = f"{platform.machine()} {platform.processor()}".strip()
-    return LatencyTable(times, threads=threads, batch=batch, block=BLOCK, machine=machine)
+    blocks = {kind: measure_blocks(kind, threads, batch, seconds) for kind in sorted({key.type for key in todo})}
+    return LatencyTable(times, threads=threads, batch=batch, blocks=blocks, machine=machine)
+
+
+def measure_blocks(kind: str, threads: int = 1, batch: int = 1, seconds: float = SECONDS) -> Blocks:
+    """By a convolution of two blocks of WIDE, of one and a half, which takes as long where blocks are filled up, and of
+    two less one channel, which takes longer where that is out of step."""
+    full = 2 * WIDE
+
+    def time_of(into: int, out: int) -> float:
+        shape = Shape("conv", into, out, (3, 3), 1, (16, 16), (16, 16), True)
+        return time_operator(Operator(shape, kind), threads, batch, seconds)
+
+    whole = time_of(full, full)
+    into, out = (
+        WIDE if time_of(*pair) > ALIKE * whole else BLOCK for pair in ((full - BLOCK, full), (full, full - BLOCK))
+    )
+    odd = [max(1.0, time_of(*pair) / whole) for pair in ((full - 1, full), (full, full - 1))]
+    return Blocks(into, out, *odd)
 
 
 def expected_seconds(profile: Profile, operators: Sequence[Operator], seconds: float) -> float:
