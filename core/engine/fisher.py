@@ -27,6 +27,7 @@ Altered = tuple[Weights, Weights]  # a setting's new weights and biases
 Stacks = dict[str, tuple[list[int], Tensor]]  # layer → (the settings that change it, their changes (settings, weights))
 BATCH = 16  # images at once: their unfolded patches stay in the cache
 MEMORY_BYTES = 1 << 30  # most that the changes which are followed at once may take
+GRADIENTS = 1 << 25  # numbers: most that the gradients of single images may take at once
 CLASSES = 4  # the likeliest, between which nearly all doubt is
 
 
@@ -124,10 +125,9 @@ def _stacks(module: nn.Module, parcel: list[Altered]) -> Stacks:
         for name, weight in weights.items():
             part = module.get_submodule(name)
             assert isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-            outputs = part.out_features if isinstance(part, nn.Linear) else part.out_channels
-            bias = (
-                torch.zeros(outputs) if name not in biases or part.bias is None else biases[name] - part.bias.detach()
-            )
+            bias = torch.zeros(part.out_features if isinstance(part, nn.Linear) else part.out_channels)
+            if name in biases and part.bias is not None:
+                bias = biases[name] - part.bias.detach()
             changes.setdefault(name, []).append((i, torch.cat([(weight - weight_of(module, name)).flatten(), bias])))
     return {name: ([i for i, _ in rows], torch.stack([c for _, c in rows])) for name, rows in changes.items()}
 
@@ -140,12 +140,14 @@ def _products(part: nn.Module, inputs: Tensor, grads: Tensor, stack: Tensor) -> 
         weights, biases = stack[:, : part.weight.numel()], stack[:, part.weight.numel() :]
         moved = [(before @ weight.view_as(part.weight).T * after).sum((2, 3)) for weight in weights]
         return torch.stack(moved, 2) + after.sum(2) @ biases.T
-    return torch.cat([_per_image(part, inputs, grads), grads.sum((3, 4))], 2) @ stack.T
-
-
-def _per_image(part: nn.Module, inputs: Tensor, grads: Tensor) -> Tensor:
-    """Each question's and image's gradient of a convolution's weight, flattened (questions, n, weights)."""
     assert isinstance(part, nn.Conv2d | nn.ConvTranspose2d)
+    few = max(1, GRADIENTS // (len(grads) * part.weight.numel()))
+    pieces = zip(torch.split(inputs, few), torch.split(grads, few, 1), strict=True)
+    return torch.cat([torch.cat([_per_image(part, x, g), g.sum((3, 4))], 2) @ stack.T for x, g in pieces], 1)
+
+
+def _per_image(part: nn.Conv2d | nn.ConvTranspose2d, inputs: Tensor, grads: Tensor) -> Tensor:
+    """Each question's and image's gradient of a convolution's weight, flattened (questions, n, weights)."""
     assert not isinstance(part.padding, str)
     size: Any = part.kernel_size
     settings: Any = (size, part.dilation, part.padding, part.stride)
