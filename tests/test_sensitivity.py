@@ -104,6 +104,17 @@ def test_what_others_can_take_over_is_foreseen_exactly(net: Net, network: Networ
             assert (net(x) - expected).abs().max() < 0.01 * harm
 
 
+def test_inputs_that_hardly_vary_are_solved_for_too(net: Net, network: Network) -> None:
+    """As in networks that were never trained: of sums in float32 their rounding is all that is left."""
+    with torch.no_grad():
+        net.stem.bias += 1e4
+        net.inner.bias += 1e4
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    flat = describe(net, CARD, PROFILE, Images(pixels, None))
+    weights, _ = repair(flat, "inner", 0.5)
+    assert bool(torch.isfinite(weights["outer"]).all())
+
+
 def test_a_consumer_of_which_nothing_was_observed_only_loses_channels(network: Network) -> None:
     blind = replace(network, reads={})
     weights, biases = repair(blind, "stem", 0.5)

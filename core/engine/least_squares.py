@@ -27,6 +27,7 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # shares of the mean of A's diagonal
 ROWS = 50  # rows kept for each unknown of an output channel: more add time, not accuracy
 OBSERVED = 4  # rows of a batch for each unknown, of what is only forecast
 WIDEST = 4608  # inputs of a layer whose second moment is measured: 170 MB in float64
+DOUBLE, SINGLE = 1e-12, 1e-6  # of sums of many products in float64 and in float32
 STEPS = 100  # of conjugate gradients, for layers with zeros to keep
 
 
@@ -136,10 +137,15 @@ def _is_observed(part: nn.Module) -> bool:
     return whole and part.weight[0].numel() <= WIDEST  # type: ignore[index,union-attr,operator]
 
 
-def solve(normal: Normal, ridge: float, free: Tensor | None = None) -> Tensor:
-    """The best change (groups, d, o). `free` (groups, d, o) is False where a weight must stay as it is."""
+def solve(normal: Normal, ridge: float, free: Tensor | None = None, precision: float = DOUBLE) -> Tensor:
+    """The best change (groups, d, o). `free` (groups, d, o) is False where a weight must stay as it is.
+
+    `precision` is that of the sums: what is left of inputs that hardly vary is no more than their rounding.
+    """
     a, b = normal.centred()
-    rounding = 1e-12 * (normal.uu / normal.count).diagonal(dim1=1, dim2=2).mean(1)  # inputs that never vary leave this
+    rounding = precision * (normal.uu / normal.count).diagonal(dim1=1, dim2=2).mean(
+        1
+    )  # inputs that never vary leave this
     damping = (ridge * a.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=torch.finfo(torch.float64).tiny) + rounding
     a = a + damping[:, None, None] * torch.eye(a.shape[1], dtype=a.dtype)
     return torch.cholesky_solve(b, torch.linalg.cholesky(a)) if free is None else _descend(a, b, free)

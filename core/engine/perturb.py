@@ -22,7 +22,7 @@ from core.cards import ModelCard
 from core.engine.context import Context, Report, silent
 from core.engine.data import Images, to_tensor
 from core.engine.graph import trace
-from core.engine.least_squares import Normal, as_matrix, as_weight, observe, solve
+from core.engine.least_squares import SINGLE, Normal, as_matrix, as_weight, observe, solve
 from core.engine.low_rank import split_matrix
 from core.engine.progress import stages
 from core.engine.techniques.factorize import measure_moments
@@ -123,7 +123,7 @@ def repair(network: Network, group: str, ratio: float) -> tuple[Weights, Weights
             known.uu[:, kept][:, :, kept],
             known.uu[:, kept] @ lost,
         )
-        change = solve(left, RIDGE) if bool(kept.any()) else left.ur
+        change = solve(left, RIDGE, precision=SINGLE) if bool(kept.any()) else left.ur
         matrix = as_matrix(part, weights[layer.name]).clone()
         matrix[:, kept] += change.float()
         weights[layer.name] = as_weight(part, matrix)
@@ -137,7 +137,7 @@ def sparsify(weight: Tensor, sparsity: float) -> Tensor:
     count = round(sparsity * weight.numel())
     if count == 0:
         return weight
-    smallest = weight.abs().flatten().argsort(stable=True)[:count]
+    smallest = weight.abs().flatten().topk(count, largest=False, sorted=False).indices
     return weight.flatten().index_fill(0, smallest, 0.0).view_as(weight)
 
 
