@@ -44,6 +44,18 @@ def layers() -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
+@pytest.mark.parametrize("broken", [1.0, float("nan")])
+def test_sums_that_rounding_has_spoiled_are_damped_until_they_can_be_solved(broken: float) -> None:
+    """Two inputs, of which the second has less than no variance; nothing helps against what is no number."""
+    uu = torch.tensor([[[4.0, 0.0], [0.0, -broken]]], dtype=torch.float64)
+    ur = torch.tensor([[[2.0], [0.5]]], dtype=torch.float64)
+    normal = Normal(1, torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), uu, ur)
+    change = solve(normal, 1e-4)[0, :, 0]
+    damping = 1e-4 * 1.5 * 100**2  # of the mean of the diagonal, raised twice
+    expected = [2 / (4 + damping), 0.5 / (damping - 1)] if broken == 1 else [0.0, 0.0]
+    assert change.tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", layers())
 def test_patches_times_weights_are_the_layers_output(name: str) -> None:
     layer = layers()[name]

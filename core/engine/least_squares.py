@@ -28,6 +28,7 @@ ROWS = 50  # rows kept for each unknown of an output channel: more add time, not
 OBSERVED = 4  # rows of a batch for each unknown, of what is only forecast
 WIDEST = 4608  # inputs of a layer whose second moment is measured: 170 MB in float64
 DOUBLE, SINGLE = 1e-12, 1e-6  # of sums of many products in float64 and in float32
+STIFFER = 6  # dampings, each 100 times the last, before a layer stays as it is
 STEPS = 100  # of conjugate gradients, for layers with zeros to keep
 
 
@@ -147,8 +148,15 @@ def solve(normal: Normal, ridge: float, free: Tensor | None = None, precision: f
         1
     )  # inputs that never vary leave this
     damping = (ridge * a.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=torch.finfo(torch.float64).tiny) + rounding
-    a = a + damping[:, None, None] * torch.eye(a.shape[1], dtype=a.dtype)
-    return torch.cholesky_solve(b, torch.linalg.cholesky(a)) if free is None else _descend(a, b, free)
+    unit = torch.eye(a.shape[1], dtype=a.dtype)
+    if free is not None:
+        return _descend(a + damping[:, None, None] * unit, b, free)
+    for _ in range(STIFFER):
+        factor, failed = torch.linalg.cholesky_ex(a + damping[:, None, None] * unit)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(b, factor)
+        damping = 100 * damping  # rounding left less than nothing of some input
+    return torch.zeros_like(b)
 
 
 def _descend(a: Tensor, b: Tensor, free: Tensor) -> Tensor:
