@@ -27,12 +27,12 @@ from torch import nn
 from core.cards import ModelCard
 from core.engine.calibrate import measure_plan
 from core.engine.data import Images
-from core.engine.fisher import rank_cells
+from core.engine.fisher import parcels, rank_cells
 from core.engine.formats import onnx_writer
 from core.engine.models import Model
 from core.engine.perturb import describe
 from core.engine.profile import profile
-from core.engine.sensitivity import draw_sample, measure_cell, settings
+from core.engine.sensitivity import Control, draw_sample, foresee, measure_cell, settings, settings_of
 from core.engine.telling import answers
 from sample_models.cifar_resnet import CifarResNet
 
@@ -71,11 +71,13 @@ def measure(depth: int) -> dict[str, float]:
     cells = settings(layers)
     tier0 = seconds(lambda: rank_cells(network, x[:96], None, cells))
     start = time.process_time()
-    sample = draw_sample(network, x, None, cells)
-    some = [cells[i] for i in np.random.default_rng(0).choice(len(cells), CELLS, replace=False)]
+    sample, controls = draw_sample(network, x, None), list[Control | None]()
+    for parcel in parcels(settings_of(network, cells)):
+        controls += foresee(network, sample, [each for setting in parcel for each in setting.altered])
     drawn = time.process_time()
-    for key, level in some:
-        measure_cell(network, sample, key, level)
+    some = [cells[i] for i in np.random.default_rng(0).choice(len(cells), CELLS, replace=False)]
+    for setting in settings_of(network, some):
+        measure_cell(sample, setting, iter(controls))
     tier1 = drawn - start + (time.process_time() - drawn) / CELLS * len(cells)
     x = x[:FEW]
     before, plan = answers(net, x), dict(some[:20])

@@ -29,7 +29,7 @@ from core.engine.data import to_tensor
 from core.engine.fisher import rank_cells
 from core.engine.perturb import least_important, perturb, swapped
 from core.engine.replay import Replay
-from core.engine.sensitivity import compare, draw_sample, enough_images, measure_cells, settings
+from core.engine.sensitivity import compare, draw_sample, enough_images, foresee, measure_cells, settings
 from core.sensitivity_table import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
@@ -188,7 +188,8 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     order = [(name, technique, level) for (name, technique), level in cells[judged]]
     worst, each = race(subject, judge[0][:CHUNK], unseen[0][: enough_images(subject.profile)])
     naive = rivals(subject, judge[0], each["uncached"])
-    drawn = seconds(lambda: draw_sample(subject.network, pool, None, cells))
+    plain = [(perturb(subject.network, {key: level}), dict[str, Tensor]()) for key, level in cells]
+    drawn = seconds(lambda: list(foresee(subject.network, draw_sample(subject.network, pool, None), plain)))
     once, exact = drawn + each["tier 1"] * len(cells), each["cached"] * args.images * len(cells)
     by_key = {(c.layer, c.technique, c.level): c for c in ranked}
     scores = {

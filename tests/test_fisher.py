@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.engine import fisher
-from core.engine.fisher import moves, rank_cells, second_order
+from core.engine.fisher import moves, parcels, rank_cells, second_order
 from core.engine.perturb import Network, perturb, repair, sparsify, swapped, weight_of
-from core.engine.sensitivity import settings
+from core.engine.sensitivity import settings, settings_of
 from core.errors import Cancelled
 from core.layers import Feed, Profile
 from tests.branching import PROFILE, Net, images, layer, make_net, make_network
@@ -93,16 +93,17 @@ def test_second_order_is_the_divergence_of_small_changes(net: Net, network: Netw
     torch.testing.assert_close(found.double(), (p * (p.log() - q.log())).sum(1), rtol=0.1, atol=1e-6)
 
 
-def test_changes_that_do_not_fit_at_once_are_followed_by_the_parcel(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, asked = images(20), torch.ones(1, 20, 3)
-    altered = [(perturb(network, {key: level}), dict[str, Tensor]()) for key, level in settings(PROFILE)]
-    whole = moves(network, x, altered, asked)
+def test_what_does_not_fit_at_once_is_followed_by_the_parcel(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, cells = images(20), torch.arange(20) % 3, settings(PROFILE)
+    whole = rank_cells(network, x, y, cells)
+    assert [len(parcel) for parcel in parcels(settings_of(network, cells))] == [len(cells)]
     monkeypatch.setattr(fisher, "MEMORY_BYTES", 500)
     monkeypatch.setattr(fisher, "GRADIENTS", 1)
-    torch.testing.assert_close(moves(network, x, altered, asked), whole)
-    assert whole.shape == (1, 20, len(altered))
+    found = list(parcels(settings_of(network, cells)))
+    assert len(found) > 5
+    assert [(s.key, s.level) for parcel in found for s in parcel] == cells
+    for one, other in zip(rank_cells(network, x, y, cells), whole, strict=True):
+        assert one.fisher == pytest.approx(other.fisher, rel=1e-4, abs=1e-12)
 
 
 def test_who_waits_for_gradients_can_stop(network: Network) -> None:

@@ -11,7 +11,8 @@ answers tells it, ½ Σ p (δz - E δz)² (Martens, New Insights and Perspective
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +27,31 @@ from core.sensitivity_table import Cell, Key
 Altered = tuple[Weights, Weights]  # a setting's new weights and biases
 Stacks = dict[str, tuple[list[int], Tensor]]  # layer → (the settings that change it, their changes (settings, weights))
 BATCH = 16  # images at once: their unfolded patches stay in the cache
-MEMORY_BYTES = 1 << 30  # most that the changes which are followed at once may take
+MEMORY_BYTES = 1 << 29  # most that the weights of the settings which are followed at once may take
 GRADIENTS = 1 << 25  # numbers: most that the gradients of single images may take at once
 CLASSES = 4  # the likeliest, between which nearly all doubt is
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table and what it alters; where there is a second, with what remains solved again."""
+
+    key: Key
+    level: float
+    altered: tuple[Altered, ...]
+
+
+def parcels(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
+    """In their order, as many together as fit in MEMORY_BYTES."""
+    parcel, size = list[Setting](), 0
+    for setting in settings:
+        parcel.append(setting)
+        size += sum(weight.nbytes for weights, _ in setting.altered for weight in weights.values())
+        if size > MEMORY_BYTES:
+            yield parcel
+            parcel, size = [], 0
+    if parcel:
+        yield parcel
 
 
 def rank_cells(network: Network, x: Tensor, y: Tensor | None, cells: list[tuple[Key, float]]) -> list[Cell]:
@@ -36,27 +59,29 @@ def rank_cells(network: Network, x: Tensor, y: Tensor | None, cells: list[tuple[
 
     x (n, c, h, w). Without labels `y` (n,) the model's own answers, drawn by its probabilities, stand in.
     """
-    probabilities = answers(network.module, x).softmax(1)
+    module, found = network.module, list[Cell]()
+    probabilities = answers(module, x).softmax(1)
     if y is None:
         y = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(0))[:, 0]
-    errors = []
-
-    def altered() -> Iterable[Altered]:
-        for key, level in cells:
-            weights = perturb(network, {key: level})
-            pairs = [(weight, weight_of(network.module, name)) for name, weight in weights.items()]
-            size = sum(float(before.square().sum()) for _, before in pairs)
-            errors.append(sum(float((after - before).square().sum()) for after, before in pairs) / max(size, 1e-30))
-            yield weights, {}
-
     of_loss = probabilities - F.one_hot(y, probabilities.shape[1])
-    fisher = moves(network, x, altered(), of_loss[None])[0].square().mean(0)
-    rows = zip(cells, fisher.tolist(), errors, strict=True)
-    return [Cell(*key, level, fisher=found, weight_error=error) for (key, level), found, error in rows]
+    settings = (Setting(key, level, ((perturb(network, {key: level}), {}),)) for key, level in cells)
+    for parcel in parcels(settings):
+        moved = moves(network, x, [setting.altered[0] for setting in parcel], of_loss[None])[0]
+        for setting, fisher in zip(parcel, moved.square().mean(0).tolist(), strict=True):
+            error = _weight_error(module, setting.altered[0][0])
+            found.append(Cell(*setting.key, setting.level, fisher=fisher, weight_error=error))
+    return found
+
+
+def _weight_error(module: nn.Module, weights: Weights) -> float:
+    """Squared change as a share of the squared weights."""
+    pairs = [(weight, weight_of(module, name)) for name, weight in weights.items()]
+    size = sum(float(before.square().sum()) for _, before in pairs)
+    return sum(float((after - before).square().sum()) for after, before in pairs) / max(size, 1e-30)
 
 
 def second_order(
-    network: Network, x: Tensor, logits: Tensor, altered: Iterable[Altered], temperature: float, report: Report = silent
+    network: Network, x: Tensor, logits: Tensor, altered: Sequence[Altered], temperature: float, report: Report = silent
 ) -> Tensor:
     """(n, settings) KL of each image's softened answer, nats, to second order and among its CLASSES likeliest classes.
 
@@ -70,24 +95,11 @@ def second_order(
     return found
 
 
-def moves(network: Network, x: Tensor, altered: Iterable[Altered], asked: Tensor, report: Report = silent) -> Tensor:
+def moves(network: Network, x: Tensor, altered: Sequence[Altered], asked: Tensor, report: Report = silent) -> Tensor:
     """(questions, n, settings): by how much each question's sum Σ asked · logits moves with each setting's change.
 
-    x (n, c, h, w), asked (questions, n, classes). Changes are followed by the parcel, to bound the memory.
+    x (n, c, h, w), asked (questions, n, classes).
     """
-    found, parcel, size = [], list[Altered](), 0
-    for setting in altered:
-        parcel.append(setting)
-        size += sum(weight.nbytes for weight in setting[0].values())
-        if size > MEMORY_BYTES:
-            found.append(_follow(network, x, parcel, asked, report))
-            parcel, size = [], 0
-    if parcel or not found:
-        found.append(_follow(network, x, parcel, asked, report))
-    return torch.cat(found, 2)
-
-
-def _follow(network: Network, x: Tensor, parcel: list[Altered], asked: Tensor, report: Report) -> Tensor:
     twin, inputs, grads = copy.deepcopy(network.module).eval(), dict[str, Tensor](), dict[str, list[Tensor]]()
 
     def watch(name: str) -> Any:
@@ -97,10 +109,10 @@ def _follow(network: Network, x: Tensor, parcel: list[Altered], asked: Tensor, r
 
         return hook
 
-    stacks = _stacks(network.module, parcel)
+    stacks = _stacks(network.module, altered)
     for name in stacks:
         twin.get_submodule(name).register_forward_hook(watch(name))
-    found = torch.zeros(len(asked), len(x), len(parcel))
+    found = torch.zeros(len(asked), len(x), len(altered))
     for start in range(0, len(x), BATCH):
         if start:
             report(0.0, f"Following gradients: {start} of {len(x)} images")
@@ -118,10 +130,10 @@ def _follow(network: Network, x: Tensor, parcel: list[Altered], asked: Tensor, r
     return found
 
 
-def _stacks(module: nn.Module, parcel: list[Altered]) -> Stacks:
+def _stacks(module: nn.Module, altered: Sequence[Altered]) -> Stacks:
     """A change of the bias stands behind that of the weight."""
     changes: dict[str, list[tuple[int, Tensor]]] = {}
-    for i, (weights, biases) in enumerate(parcel):
+    for i, (weights, biases) in enumerate(altered):
         for name, weight in weights.items():
             part = module.get_submodule(name)
             assert isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)

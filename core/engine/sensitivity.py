@@ -12,8 +12,9 @@ each does alone. It stops when `report` raises Cancelled and goes on where it, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.engine.context import Report, silent
-from core.engine.fisher import rank_cells, second_order
-from core.engine.perturb import Network, Weights, consumers, perturb, repair, splittable
+from core.engine.fisher import Altered, Setting, parcels, rank_cells, second_order
+from core.engine.perturb import Network, consumers, perturb, repair, splittable
 from core.engine.replay import Replay
 from core.engine.telling import answers, corrected, telling
 from core.layers import Profile
@@ -47,18 +48,19 @@ TEMPERATURE = 2.0  # that the answers are softened by
 RANKED = 96  # images of tier 0; more rank no better
 VERSION = 5  # of what a cell means: tables of another are measured anew
 
-Task = tuple[Key, float, bool]  # a setting; whether what remains is solved again
-Control = tuple[Tensor, float]  # what gradients foresee of it: on the images of tier 1 (m,), in the mean of more
+Control = tuple[Tensor, float]  # the KL that gradients foresee: on the images of tier 1 (m,), in the mean of more
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The images that tier 1 looks at."""
+    """The images that tier 1 looks at, m of n."""
 
     replay: Replay
     labels: Tensor | None  # (m,)
     weight: Tensor  # (m,), summing to 1
-    controls: Mapping[Task, Control]  # none where all images are looked at
+    more: Tensor | None  # (m + k, c, h, w) these and k others; None where all n images are looked at
+    logits: Tensor  # (m + k, classes)
+    of_more: Tensor  # (k,), summing to 1
 
 
 def settings(profile: Profile) -> list[tuple[Key, float]]:
@@ -102,10 +104,14 @@ def measure_cells(
     left = [(key, level) for key, level in todo if (*key, level) not in done]
     if not left:
         return table
-    sample = draw_sample(network, x, y, left, report)
-    for i, (key, level) in enumerate(left, len(todo) - len(left)):
-        report(i / len(todo), f"Measuring {key[0]}, {key[1]} at {level:g}")
-        append_lines(path, [row_of(measure_cell(network, sample, key, level))])
+    sample = draw_sample(network, x, y, report)
+    begun, number = (len(todo) - len(left)) / len(todo), count(len(todo) - len(left))
+    for parcel in parcels(settings_of(network, left, lambda message: report(begun, message))):
+        controls = foresee(network, sample, [each for setting in parcel for each in setting.altered], report)
+        for setting in parcel:
+            layer, technique = setting.key
+            report(next(number) / len(todo), f"Measuring {layer}, {technique} at {setting.level:g}")
+            append_lines(path, [row_of(measure_cell(sample, setting, controls))])
     report(1.0, "Sensitivity measured")
     return _begun(network, x, y, path, about, report)
 
@@ -131,25 +137,14 @@ def enough_images(profile: Profile) -> int:
     return max(LEAST_IMAGES, min(IMAGES, IMAGES * LAYERS // max(1, len(profile.tunable))))
 
 
-def measure_cell(network: Network, sample: Sample, key: Key, level: float) -> Cell:
-    """One setting's row of the table, tier 1."""
-
-    def measured(task: Task) -> dict[str, float]:
-        logits, features = sample.replay.run(*_altered(network, task))
-        return compare(sample.replay, logits, features, sample.labels, sample.weight, sample.controls.get(task))
-
-    plain, *repaired = map(measured, _tasks(key, level))
-    layer, technique = key
-    return Cell(layer, technique, level, kl_repaired=repaired[0]["kl"] if repaired else None, **plain)
-
-
-def _tasks(key: Key, level: float) -> list[Task]:
-    return [(key, level, again) for again in (False, True) if not again or key[1] == "prune_channels"]
-
-
-def _altered(network: Network, task: Task) -> tuple[Weights, Weights]:
-    (name, technique), level, again = task
-    return repair(network, name, level) if again else (perturb(network, {(name, technique): level}), {})
+def measure_cell(sample: Sample, setting: Setting, controls: Iterator[Control | None]) -> Cell:
+    """One row of the table, tier 1. `controls` gives that of each time the setting is applied."""
+    replay, found = sample.replay, []
+    for weights, biases in setting.altered:
+        found.append(compare(replay, *replay.run(weights, biases), sample.labels, sample.weight, next(controls)))
+    layer, technique = setting.key
+    repaired = found[1]["kl"] if len(found) > 1 else None
+    return Cell(layer, technique, setting.level, kl_repaired=repaired, **found[0])
 
 
 def compare(
@@ -180,21 +175,37 @@ def compare(
     return measures
 
 
-def draw_sample(
-    network: Network, x: Tensor, y: Tensor | None, cells: Sequence[tuple[Key, float]], report: Report = silent
-) -> Sample:
-    """The images that tell most; gradients foresee the KL of `cells` on these and on FORESEEN others."""
+def draw_sample(network: Network, x: Tensor, y: Tensor | None, report: Report = silent) -> Sample:
+    """The images that tell most, and FORESEEN others."""
     module, layers = network.module, {layer.name for layer in network.profile.weighing}
     one = Replay(module, x[:1], layers).kept_bytes
-    count = min(enough_images(network.profile), max(SMALLEST_BATCH, MEMORY_BYTES // max(1, one)))
+    few = min(enough_images(network.profile), max(SMALLEST_BATCH, MEMORY_BYTES // max(1, one)))
     logits = answers(module, x, report)
-    index, weight = telling(logits, count, TEMPERATURE)
-    labels, controls = None if y is None else y[index], dict[Task, Control]()
-    if len(index) < len(x):
-        tasks = [task for cell in cells for task in _tasks(*cell)]
-        more, of_more = telling(logits, FORESEEN, TEMPERATURE)
-        at = torch.cat([index, more])
-        altered = (_altered(network, task) for task in tasks)
-        here, there = second_order(network, x[at], logits[at], altered, TEMPERATURE, report).tensor_split([len(index)])
-        controls = dict(zip(tasks, zip(here.T, (of_more @ there).tolist(), strict=True), strict=True))
-    return Sample(Replay(module, x[index], layers), labels, weight, controls)
+    index, weight = telling(logits, few, TEMPERATURE)
+    others, of_more = telling(logits, FORESEEN, TEMPERATURE)
+    at = torch.cat([index, others])
+    more = x[at] if len(index) < len(x) else None
+    return Sample(Replay(module, x[index], layers), None if y is None else y[index], weight, more, logits[at], of_more)
+
+
+def foresee(
+    network: Network, sample: Sample, altered: Sequence[Altered], report: Report = silent
+) -> Iterator[Control | None]:
+    """What gradients foresee of each, in their order."""
+    if sample.more is None:
+        return iter([None] * len(altered))
+    found = second_order(network, sample.more, sample.logits, altered, TEMPERATURE, report)
+    here, there = found.tensor_split([len(sample.weight)])
+    return zip(here.T, (sample.of_more @ there).tolist(), strict=True)
+
+
+def settings_of(
+    network: Network, cells: Iterable[tuple[Key, float]], told: Callable[[str], None] = lambda _: None
+) -> Iterator[Setting]:
+    """What each cell alters; `told` hears of those that take long."""
+    for key, level in cells:
+        altered: tuple[Altered, ...] = ((perturb(network, {key: level}), {}),)
+        if key[1] == "prune_channels":
+            told(f"Solving again what reads {key[0]}")
+            altered = (*altered, repair(network, key[0], level))
+        yield Setting(key, level, altered)
