@@ -97,17 +97,20 @@ def test_what_does_not_fit_at_once_is_followed_by_the_parcel(network: Network, m
     x, y, cells = images(20), torch.arange(20) % 3, settings(PROFILE)
     whole = rank_cells(network, x, y, cells)
     assert [len(parcel) for parcel in parcels(settings_of(network, cells))] == [len(cells)]
-    monkeypatch.setattr(fisher, "MEMORY_BYTES", 500)
+    monkeypatch.setattr(fisher, "FIRST_BYTES", 500)
+    monkeypatch.setattr(fisher, "MEMORY_BYTES", 2000)
     monkeypatch.setattr(fisher, "GRADIENTS", 1)
     found = list(parcels(settings_of(network, cells)))
     assert len(found) > 5
+    sizes = [sum(w.nbytes for s in parcel for weights, _ in s.altered for w in weights.values()) for parcel in found]
+    assert all(size > bound for size, bound in zip(sizes[:-1], (500, 1000, *[2000] * len(sizes)), strict=False))
     assert [(s.key, s.level) for parcel in found for s in parcel] == cells
     for one, other in zip(rank_cells(network, x, y, cells), whole, strict=True):
         assert one.fisher == pytest.approx(other.fisher, rel=1e-4, abs=1e-12)
 
 
 def test_who_waits_for_gradients_can_stop(network: Network) -> None:
-    def stop(_: float, message: str, **__: object) -> None:
+    def stop(message: str) -> None:
         raise Cancelled(message)
 
     with pytest.raises(Cancelled, match="Following gradients: 16 of 20 images"):

@@ -11,7 +11,7 @@ answers tells it, ½ Σ p (δz - E δz)² (Martens, New Insights and Perspective
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.engine.context import Report, silent
 from core.engine.perturb import Network, Weights, perturb, weight_of
 from core.engine.telling import answers
 from core.sensitivity_table import Cell, Key
 
+Told = Callable[[str], None]  # hears what is being done; raises Cancelled
 Altered = tuple[Weights, Weights]  # a setting's new weights and biases
 Stacks = dict[str, tuple[list[int], Tensor]]  # layer → (the settings that change it, their changes (settings, weights))
 BATCH = 16  # images at once: their unfolded patches stay in the cache
-MEMORY_BYTES = 1 << 29  # most that the weights of the settings which are followed at once may take
+FIRST_BYTES, MEMORY_BYTES = 1 << 27, 1 << 29  # that the weights of the settings which are followed at once may take
 GRADIENTS = 1 << 25  # numbers: most that the gradients of single images may take at once
 CLASSES = 4  # the likeliest, between which nearly all doubt is
 
@@ -41,15 +41,19 @@ class Setting:
     altered: tuple[Altered, ...]
 
 
+def unheard(message: str) -> None:
+    """Nobody listens."""
+
+
 def parcels(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
-    """In their order, as many together as fit in MEMORY_BYTES."""
-    parcel, size = list[Setting](), 0
+    """In their order, each time twice as many as fit, up to MEMORY_BYTES: of a large network the first come soon."""
+    parcel, size, most = list[Setting](), 0, FIRST_BYTES
     for setting in settings:
         parcel.append(setting)
         size += sum(weight.nbytes for weights, _ in setting.altered for weight in weights.values())
-        if size > MEMORY_BYTES:
+        if size > most:
             yield parcel
-            parcel, size = [], 0
+            parcel, size, most = [], 0, min(2 * most, MEMORY_BYTES)
     if parcel:
         yield parcel
 
@@ -81,7 +85,7 @@ def _weight_error(module: nn.Module, weights: Weights) -> float:
 
 
 def second_order(
-    network: Network, x: Tensor, logits: Tensor, altered: Sequence[Altered], temperature: float, report: Report = silent
+    network: Network, x: Tensor, logits: Tensor, altered: Sequence[Altered], temperature: float, told: Told = unheard
 ) -> Tensor:
     """(n, settings) KL of each image's softened answer, nats, to second order and among its CLASSES likeliest classes.
 
@@ -89,13 +93,13 @@ def second_order(
     """
     shares, classes = (logits / temperature).softmax(1).topk(min(CLASSES, logits.shape[1]))
     asked = F.one_hot(classes.T, logits.shape[1]) / temperature
-    moved, share = moves(network, x, altered, asked, report), shares.T[..., None]
+    moved, share = moves(network, x, altered, asked, told), shares.T[..., None]
     mean = (share * moved).sum(0) / share.sum(0)
     found: Tensor = (share * (moved - mean).square()).sum(0) / 2
     return found
 
 
-def moves(network: Network, x: Tensor, altered: Sequence[Altered], asked: Tensor, report: Report = silent) -> Tensor:
+def moves(network: Network, x: Tensor, altered: Sequence[Altered], asked: Tensor, told: Told = unheard) -> Tensor:
     """(questions, n, settings): by how much each question's sum Σ asked · logits moves with each setting's change.
 
     x (n, c, h, w), asked (questions, n, classes).
@@ -115,7 +119,7 @@ def moves(network: Network, x: Tensor, altered: Sequence[Altered], asked: Tensor
     found = torch.zeros(len(asked), len(x), len(altered))
     for start in range(0, len(x), BATCH):
         if start:
-            report(0.0, f"Following gradients: {start} of {len(x)} images")
+            told(f"Following gradients: {start} of {len(x)} images")
         rows = slice(start, start + BATCH)
         with torch.enable_grad():
             images = x[rows].detach().clone().requires_grad_()

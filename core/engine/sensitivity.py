@@ -12,9 +12,9 @@ each does alone. It stops when `report` raises Cancelled and goes on where it, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.engine.context import Report, silent
-from core.engine.fisher import Altered, Setting, parcels, rank_cells, second_order
+from core.engine.fisher import Altered, Setting, Told, parcels, rank_cells, second_order, unheard
 from core.engine.perturb import Network, consumers, perturb, repair, splittable
 from core.engine.replay import Replay
 from core.engine.telling import answers, corrected, telling
@@ -100,18 +100,22 @@ def measure_cells(
     """
     table = _begun(network, x, y, path, about, report)
     todo = [row for row in settings(network.profile) if row[0][1] in techniques]
-    done = {key for key, cell in table.cells.items() if cell.kl is not None}
-    left = [(key, level) for key, level in todo if (*key, level) not in done]
+    known = {key for key, cell in table.cells.items() if cell.kl is not None}
+    left = [(key, level) for key, level in todo if (*key, level) not in known]
     if not left:
         return table
     sample = draw_sample(network, x, y, report)
-    begun, number = (len(todo) - len(left)) / len(todo), count(len(todo) - len(left))
-    for parcel in parcels(settings_of(network, left, lambda message: report(begun, message))):
-        controls = foresee(network, sample, [each for setting in parcel for each in setting.altered], report)
+    done = len(todo) - len(left)
+
+    def told(message: str) -> None:
+        report(done / len(todo), message)
+
+    for parcel in parcels(settings_of(network, left, told)):
+        controls = foresee(network, sample, [each for setting in parcel for each in setting.altered], told)
         for setting in parcel:
-            layer, technique = setting.key
-            report(next(number) / len(todo), f"Measuring {layer}, {technique} at {setting.level:g}")
+            told(f"Measuring {setting.key[0]}, {setting.key[1]} at {setting.level:g}")
             append_lines(path, [row_of(measure_cell(sample, setting, controls))])
+            done += 1
     report(1.0, "Sensitivity measured")
     return _begun(network, x, y, path, about, report)
 
@@ -189,23 +193,24 @@ def draw_sample(network: Network, x: Tensor, y: Tensor | None, report: Report = 
 
 
 def foresee(
-    network: Network, sample: Sample, altered: Sequence[Altered], report: Report = silent
+    network: Network, sample: Sample, altered: Sequence[Altered], told: Told = unheard
 ) -> Iterator[Control | None]:
     """What gradients foresee of each, in their order."""
     if sample.more is None:
         return iter([None] * len(altered))
-    found = second_order(network, sample.more, sample.logits, altered, TEMPERATURE, report)
+    found = second_order(network, sample.more, sample.logits, altered, TEMPERATURE, told)
     here, there = found.tensor_split([len(sample.weight)])
     return zip(here.T, (sample.of_more @ there).tolist(), strict=True)
 
 
-def settings_of(
-    network: Network, cells: Iterable[tuple[Key, float]], told: Callable[[str], None] = lambda _: None
-) -> Iterator[Setting]:
-    """What each cell alters; `told` hears of those that take long."""
+def settings_of(network: Network, cells: Iterable[tuple[Key, float]], told: Told = unheard) -> Iterator[Setting]:
+    """What each cell alters. `told` hears every second of layers that are solved again."""
+    spoken = time.monotonic()
     for key, level in cells:
         altered: tuple[Altered, ...] = ((perturb(network, {key: level}), {}),)
         if key[1] == "prune_channels":
-            told(f"Solving again what reads {key[0]}")
+            if time.monotonic() > spoken + 1:
+                told(f"Solving again what reads {key[0]}")
+                spoken = time.monotonic()
             altered = (*altered, repair(network, key[0], level))
         yield Setting(key, level, altered)
