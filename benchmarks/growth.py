@@ -70,13 +70,14 @@ def measure(depth: int) -> dict[str, float]:
     x = torch.randn(POOL, 3, 32, 32)
     cells = settings(layers)
     tier0 = seconds(lambda: rank_cells(network, x[:96], None, cells))
+    some = [cells[i] for i in np.random.default_rng(0).choice(len(cells), CELLS, replace=False)]
+    chosen = list(settings_of(network, some))
     start = time.process_time()
     sample, controls = draw_sample(network, x, None), list[Control | None]()
     for parcel in parcels(settings_of(network, cells)):
         controls += foresee(network, sample, [each for setting in parcel for each in setting.altered])
     drawn = time.process_time()
-    some = [cells[i] for i in np.random.default_rng(0).choice(len(cells), CELLS, replace=False)]
-    for setting in settings_of(network, some):
+    for setting in chosen:
         measure_cell(sample, setting, iter(controls))
     tier1 = drawn - start + (time.process_time() - drawn) / CELLS * len(cells)
     x = x[:FEW]

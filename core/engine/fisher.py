@@ -27,7 +27,7 @@ Told = Callable[[str], None]  # hears what is being done; raises Cancelled
 Altered = tuple[Weights, Weights]  # a setting's new weights and biases
 Stacks = dict[str, tuple[list[int], Tensor]]  # layer → (the settings that change it, their changes (settings, weights))
 BATCH = 16  # images at once: their unfolded patches stay in the cache
-FIRST_BYTES, MEMORY_BYTES = 1 << 27, 1 << 29  # that the weights of the settings which are followed at once may take
+FIRST_BYTES, MEMORY_BYTES = 1 << 28, 1 << 29  # that the weights of the settings which are followed at once may take
 GRADIENTS = 1 << 25  # numbers: most that the gradients of single images may take at once
 CLASSES = 4  # the likeliest, between which nearly all doubt is
 
