@@ -72,6 +72,7 @@ def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]])
     return {
         "model": subject.name,
         "recipes": len(rows),
+        "images": rows[0]["images"],
         "calibration_plans": len(forecast.calibration(False).points),
         "ways": forecast.ways(False),
         "spearman": float(spearmanr(predicted, drop)[0]),

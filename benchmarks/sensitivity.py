@@ -170,6 +170,12 @@ def by_technique(score: np.ndarray, loss: np.ndarray, order: list[tuple[str, str
     }
 
 
+def draw(subject: Subject, pool: Tensor) -> None:
+    """What tier 1 does before its first cell: picks images, and follows gradients for every cell."""
+    plain = [(perturb(subject.network, {key: level}), dict[str, Tensor]()) for key, level in settings(subject.profile)]
+    foresee(subject.network, draw_sample(subject.network, pool, None), plain)
+
+
 def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     judge = subject.images(args.first, args.images)
     unseen = subject.images(args.first + args.images, 96)
@@ -188,8 +194,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     order = [(name, technique, level) for (name, technique), level in cells[judged]]
     worst, each = race(subject, judge[0][:CHUNK], unseen[0][: enough_images(subject.profile)])
     naive = rivals(subject, judge[0], each["uncached"])
-    plain = [(perturb(subject.network, {key: level}), dict[str, Tensor]()) for key, level in cells]
-    drawn = seconds(lambda: list(foresee(subject.network, draw_sample(subject.network, pool, None), plain)))
+    drawn = seconds(lambda: draw(subject, pool))
     once, exact = drawn + each["tier 1"] * len(cells), each["cached"] * args.images * len(cells)
     by_key = {(c.layer, c.technique, c.level): c for c in ranked}
     scores = {

@@ -20,7 +20,7 @@ from core.ranks import Shape
 
 INTEGER, FLOAT = "int8", "float32"
 BLOCK = 8  # channels computed at once, where it was not measured
-EVEN = 4
+EVEN = 4  # channels that a fast layout's steps hold
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ class LatencyTable:
             return known
         into, out = self._blocks(key).filled(shape.in_channels, shape.out_channels)
         odd = self._blocks(key).odd(shape.in_channels, shape.out_channels)
-        if shape.kind == "conv" and shape.groups == 1:
-            known = self.times.get(replace(key, shape=replace(shape, in_channels=into, out_channels=out)))
-            if known is not None:
-                return odd * known
+        known = self.times.get(replace(key, shape=replace(shape, in_channels=into, out_channels=out)))
+        if known is not None:
+            return odd * known
         fitted = self._fits.get(key.family)
         if fitted is None:
             return odd * shape.macs / self._speed

@@ -13,20 +13,16 @@ from core.engine.perturb import Network, perturb, repair, sparsify, swapped, wei
 from core.engine.sensitivity import settings, settings_of
 from core.errors import Cancelled
 from core.layers import Feed, Profile
-from tests.branching import PROFILE, Net, images, layer, make_net, make_network
+from tests.branching import PROFILE, images, layer, make_net, make_network
 
 
 @pytest.fixture
-def net() -> Net:
-    return make_net()
+def network() -> Network:
+    return make_network(make_net())
 
 
-@pytest.fixture
-def network(net: Net) -> Network:
-    return make_network(net)
-
-
-def test_fisher_against_gradients_of_single_images(net: Net, network: Network) -> None:
+def test_fisher_against_gradients_of_single_images(network: Network) -> None:
+    net = network.module
     x, y = images(20), torch.arange(20) % 3
     parameters = {name: value.detach() for name, value in net.named_parameters()}
 
@@ -60,10 +56,9 @@ def test_a_transposed_convolution_has_its_gradient_too(groups: int) -> None:
     assert cell.fisher == pytest.approx(sum(moves) / 2, rel=1e-4)
 
 
-def test_changes_of_weights_and_biases_move_the_answers_as_they_do_when_they_are_small(
-    net: Net, network: Network
-) -> None:
+def test_changes_of_weights_and_biases_move_the_answers_as_they_do_when_they_are_small(network: Network) -> None:
     """Every layer that can be solved again, a thousandth of the way: the logits move by as much as is foreseen."""
+    net = network.module
     x, asked = images(20), torch.eye(3)[:, None].expand(3, 20, 3)
     for group in ("stem", "inner", "pick"):
         weights, biases = repair(network, group, 0.5)
@@ -80,10 +75,11 @@ def test_changes_of_weights_and_biases_move_the_answers_as_they_do_when_they_are
         torch.testing.assert_close(foreseen.T, moved, atol=2e-2 * float(moved.abs().max()), rtol=0.05)
 
 
-def test_second_order_is_the_divergence_of_small_changes(net: Net, network: Network) -> None:
+def test_second_order_is_the_divergence_of_small_changes(network: Network) -> None:
+    net = network.module
     x = images(20)
-    net.head.weight.data *= 20  # sure of itself, so that there is a divergence to speak of
-    small = {"pick": net.pick.weight.detach() * 1.01, "head": net.head.weight.detach() * 0.99}
+    weight_of(net, "head").mul_(20)  # sure of itself, so that there is a divergence to speak of
+    small = {"pick": weight_of(net, "pick") * 1.01, "head": weight_of(net, "head") * 0.99}
     with torch.no_grad():
         before = net(x)
         with swapped(net, small):

@@ -21,7 +21,7 @@ from core.engine.context import Report, silent
 
 EVENLY = 0.3  # share of the draw that does not look at doubt: a sure image that moves after all stands for not too many
 BATCH = 64  # images at once: their activations stay in the cache
-CORRECTION = 2.0
+CORRECTION = 2.0  # times: of few images the slope may be far off
 ROUNDS = 50  # to raise the chances of the others when some images are certain to be drawn
 
 
