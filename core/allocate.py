@@ -2,8 +2,9 @@
 
 One budget: dynamic programming over non-dominated (cost, loss) states (Nemhauser & Ullmann 1969), thinned by a
 Lagrangian lower bound on what is left: exact, costs need no grid. Several budgets: from their linear relaxation, to one
-part in a hundred. The whole front: dynamic programming on a grid of costs, every budget in one pass; costs are rounded
-up, so each point keeps within its budget and is at most one grid step per item from the best.
+part in a hundred; those that few items share, as moments of memory are, in `core/allocate_tied.py`. The whole front:
+dynamic programming on a grid of costs, every budget in one pass; costs are rounded up, so each point keeps within its
+budget and is at most one grid step per item from the best.
 
 Losses add up only near the original: at extreme budgets measure uniform and weight-error plans beside the result.
 """
@@ -130,15 +131,24 @@ def _walk_back(steps: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]], state
 
 def _tails(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> tuple[Array, Array]:
     """Prices (p,) near the best one, and (items + 1, p): the least priced loss of the items from i on."""
+    prices = _prices(losses, costs, budget)
+    least = [(a[:, None] + b[:, None] * prices).min(0) for a, b in zip(losses, costs, strict=True)]
+    return prices, np.vstack([np.cumsum(least[::-1], axis=0)[::-1], np.zeros(len(prices))])
+
+
+def prices_near(items: Sequence[Item], k: int, budget: float) -> Array:
+    """What a unit of cost k may be worth in loss: any such price gives a bound, the best one is among or between."""
+    return _prices(*_column(items, k), budget)
+
+
+def _prices(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> Array:
     low, high, rows = 0.0, 1.0, (_padded(losses), _padded(costs))
     while _priced_cost(*rows, high) > budget and high < 1e30:
         high *= 4
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _priced_cost(*rows, middle) > budget else (low, middle)
-    prices = high * np.array([0.0, 0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.4, 2.0, 4.0])
-    least = [(a[:, None] + b[:, None] * prices).min(0) for a, b in zip(losses, costs, strict=True)]
-    return prices, np.vstack([np.cumsum(least[::-1], axis=0)[::-1], np.zeros(len(prices))])
+    return high * np.array([0.0, 0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.4, 2.0, 4.0])
 
 
 def _padded(rows: Sequence[Array]) -> Array:

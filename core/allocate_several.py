@@ -29,7 +29,7 @@ SLACK = 1e-9  # of a budget
 NEAR = 1.1  # plans within this of the bound are few enough to be followed
 TRIED = 4096  # plans that are built from one relaxation
 SPLIT = 1 - 1e-6  # an item whose largest share is below is split
-FACTORS = np.array([0.5, 0.8, 0.92, 1.0, 1.08, 1.25, 2.0])  # of the relaxation's prices, that bounds are taken from
+FACTORS = np.array([0.85, 1.0, 1.15])  # of the relaxation's prices, that bounds are taken from
 FEW, MOST, CELLS = 1000, 20_000, 256  # plans followed at once; beyond few, the best one of each cell of spent budgets
 NONE = "No plan keeps within all budgets together; raise one of them."
 

@@ -31,7 +31,8 @@ MOST = 20_000  # priced items that are remembered
 class _Known:
     """What one solution asks for again and again."""
 
-    costs: dict[tuple[str, int, int, float, float, bool], Costs] = field(default_factory=dict)
+    costs: dict[tuple[int, int, int, float, float, bool], Costs] = field(default_factory=dict)
+    alike: dict[str, int] = field(default_factory=dict)  # layer → a number that layers of equal costs share
     priced: dict[tuple[object, ...], Item] = field(default_factory=dict)
     neighbours: dict[Key, tuple[Key, ...]] = field(default_factory=dict)  # settings that a setting's costs depend on
     touched: dict[Key, list[Layer]] = field(default_factory=dict)
@@ -200,7 +201,20 @@ class Choices:
         into = into or layer.in_channels
         out = self._width(layer.group, plan) if layer.group else layer.out_channels
         rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)
-        key = (layer.name, into, out, rank, bits, self.latency is None)
+        if layer.name not in self._known.alike:
+            self._known.alike.update(_alike(self.profile))
+        key = (self._known.alike[layer.name], into, out, rank, bits, self.latency is None)
         if key not in self._known.costs:
             self._known.costs[key] = price(layer, into, out, rank, bits, self.latency)
         return self._known.costs[key]
+
+
+def _alike(profile: Profile) -> dict[str, int]:
+    """Layer → number; those that cost the same at the same widths, rank and bits share one."""
+    numbers: dict[tuple[object, ...], int] = {}
+    found = {}
+    for x in profile.layers:
+        own = {"shortcut": (x.in_channels, x.out_channels), "linear": (x.params, x.macs)}.get(x.kind, ())
+        key = (x.kind, x.kernel, x.groups, x.bias, x.input_shape[-2:], x.output_shape[-2:], own)
+        found[x.name] = numbers.setdefault(key, len(numbers))
+    return found

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.allocate import Allocation, allocate
+from core.allocate import Allocation
+from core.allocate_tied import allocate_tied
 from core.errors import StudioError
 from core.layer_price import Costs
 from core.meetings import hubs
@@ -77,7 +78,7 @@ def _solved(choices: Choices, plan: Plan, ceiling: Costs, near: bool) -> Plan:
     if np.isfinite(ceiling[-1]):
         items, more = limited(items, choices.moments(plan), ceiling[-1])
         rooms += more
-    return allocate(items, rooms, near).levels
+    return allocate_tied(items, rooms, near).levels
 
 
 def _cheapest(choices: Choices, ceiling: Costs) -> Allocation:
