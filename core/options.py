@@ -123,6 +123,12 @@ class Quantize:
         True,
         "Give the channels of a layer similar ranges first; kept only if fewer validation answers may change.",
     )
+    compensate: bool = option(
+        True,
+        "Round each weight so that others make up for it; kept only if fewer validation answers may change. Takes the "
+        "most time.",
+        later=True,
+    )
     correct: bool = option(
         True,
         "Shift biases so that every channel keeps its mean; kept only if fewer validation answers may change.",

@@ -121,8 +121,8 @@ def test_it_is_kept_only_where_integers_then_agree_more(
     agreeing: tuple[int, int], kept: bool, plain: ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "first_integer_layer", lambda *_: 0)
-    unchanged = quantize.apply(plain, Quantize(equalize=False, correct=False), {}, CONTEXT).model
+    unchanged = quantize.apply(plain, Quantize(equalize=False, correct=False, compensate=False), {}, CONTEXT).model
     shares = iter(agreeing)
     monkeypatch.setattr(quantize.Answers, "expected_loss", lambda *_: 1 - next(shares))
-    model = quantize.apply(plain, Quantize(equalize=False), {}, CONTEXT).model
+    model = quantize.apply(plain, Quantize(equalize=False, compensate=False), {}, CONTEXT).model
     assert (model.SerializeToString(deterministic=True) != unchanged.SerializeToString(deterministic=True)) == kept

@@ -82,7 +82,7 @@ function allRow(table, data, box) {
   if (!data.dial) return box.replaceChildren();
   const all = { text: el('output', { class: 'value' }), reset: el('button', { type: 'button', class: 'reset' }, 'All follow') };
   const label = el('span', { class: 'label', title: data.dial.help }, 'All layers');
-  all.snap = el('label', { class: 'snap', title: 'Each layer’s slider stops at its marks; between them nothing is gained, by the times measured on this computer.', hidden: !data.paying }, all.snaps = el('input', { type: 'checkbox', checked: true }), 'Only widths at which this computer gains time');
+  all.snap = el('label', { class: 'snap', title: 'Each layer’s slider stops at its marks; between them nothing is gained, by the times measured on this computer.', hidden: !data.paying }, all.snaps = el('input', { type: 'checkbox', checked: true }), 'A layer’s slider stops only at widths that gain time on this computer');
   if (hasSlider(data.dial)) all.input = slider(data.dial, `${data.dial.title}, all layers`);
   else all.input = el('input', { type: 'checkbox', role: 'switch', 'aria-label': `${data.dial.title}, all layers` });
   all.input.oninput = () => { const d = table.data.dial; edit(table, () => { table.value = hasSlider(d) ? valueAt(d, all.input.value) : all.input.checked ? d.on : d.neutral; }); };

@@ -36,7 +36,7 @@ SECONDS = 0.02  # on each operator in each round; its fastest run counts
 ROUNDS = 2  # far apart in time, so that a busy moment of the machine spoils none of them
 WHOLE_SECONDS = 0.5  # on each whole model in each round
 LEAST_SLOPE = 0.3  # alone, an operator takes longer than inside a model, but never three times as long
-INT8 = Step("quantize", {"images": 64})
+INT8 = Step("quantize", {"images": 64, "equalize": False, "compensate": False, "correct": False})  # alike in time
 
 
 def measure_latency(model: Model, data: Data, profile: Profile, report: Report = silent) -> LatencyTable:

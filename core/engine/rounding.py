@@ -14,22 +14,24 @@ from torch import Tensor
 
 DAMPING = 0.01  # of the mean of the covariance's diagonal
 SHRINKS = torch.linspace(0.35, 1.0, 40, dtype=torch.float64)  # of the widest grid that is tried
+FAINT = 1e-4  # of the widest grid: finer ones would be of empty outputs, and need huge codes for biases
 SWEEPS = 8  # of cyclic descent at most
 
 
 def limits(bits: int) -> tuple[int, int]:
-    """The lowest and highest code.
+    """The lowest and highest code; -128 is left out, since two products of it overflow the 16 bits of some kernels.
 
-    >>> limits(4)
-    (-8, 7)
+    >>> limits(4), limits(8)
+    ((-8, 7), (-127, 127))
     """
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return max(-(2 ** (bits - 1)), -127), 2 ** (bits - 1) - 1
 
 
 def find_scales(weight: Tensor, importance: Tensor, bits: int) -> Tensor:
     """(groups, d, o) and (groups, d) → (groups, 1, o): the step of each output's grid with the least weighted error."""
     low, high = limits(bits)
-    widest = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / high
+    widest = weight.abs().amax(1, keepdim=True)
+    widest = widest.clamp(min=max(FAINT * float(widest.max()), 1e-12)) / high
     best, scales = torch.full_like(widest, torch.inf), widest
     for shrink in SHRINKS:
         scale = widest * shrink

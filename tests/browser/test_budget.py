@@ -79,7 +79,7 @@ def test_a_layers_slider_stops_at_the_widths_that_pay(tune: Page) -> None:
         tune.keyboard.press(key)
         expect(slider).to_have_value(value)
     expect(tune.get_by_role("row").filter(has=slider)).to_contain_text("32 → 24")
-    tune.get_by_role("checkbox", name="Only widths at which this computer gains time").uncheck()
+    tune.get_by_role("checkbox", name="A layer’s slider stops only at widths that gain time on this computer").uncheck()
     slider.focus()
     tune.keyboard.press("ArrowRight")
     expect(slider).to_have_value("0.26")

@@ -152,3 +152,9 @@ def _macs(node: NodeProto, values: dict[str, NDArray[np.generic]]) -> int:
         case "MatMul" | "MatMulInteger" | "QLinearMatMul" | "QGemm":
             return out * int(shapes[0][-1])
     return 0
+
+
+def outputs_axis(node: NodeProto) -> int:
+    """The axis of a layer's weight along which its outputs lie."""
+    turned = any(a.name == "transB" and a.i for a in node.attribute)
+    return int(node.op_type == "MatMul" or (node.op_type == "Gemm" and not turned))

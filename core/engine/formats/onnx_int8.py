@@ -11,9 +11,10 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from core.engine.context import Report
-from core.engine.formats import onnx_facts, onnx_hard, onnx_packed
+from core.engine.formats import onnx_answers, onnx_facts, onnx_hard, onnx_packed
 from core.engine.formats.onnx_rewrites import stored_values
 
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry, *onnx_hard.KINDS})
@@ -42,10 +43,11 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A file in float and the range of each of its values."""
+    """A file in float, the range of each of its values, and the steps of weights that are on a grid already."""
 
     model: ModelProto
     ranges: TensorsData
+    steps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # weight → one for each output channel
 
 
 def layers_of(model: ModelProto) -> list[NodeProto]:
@@ -107,6 +109,7 @@ def write(
     highest = {name: float(np.max(found.range_value[1])) for name, found in calibrated.ranges.items()}
     points = onnx_hard.find_points(model, highest, leave) if activations == "uint8" else {}
     hard = [n.name for n in model.graph.node if n.op_type in onnx_hard.KINDS and n.input[0] not in points]
+    given = _given(calibrated) if per_channel else {}
     with quiet():
         quantizer = ort.QDQQuantizer(
             model,
@@ -118,31 +121,44 @@ def write(
             nodes_to_quantize=[],
             nodes_to_exclude=[*leave, *hard],
             op_types_to_quantize=OPERATORS,
-            extra_options={"TensorQuantOverrides": points},
+            extra_options={"TensorQuantOverrides": points | given},
         )
         quantizer.quantize_model()
     result = quantizer.model.model
     assert isinstance(result, ModelProto)
     onnx_hard.read_twice(result, points)
+    onnx_answers.leave_in_float(result)
     ONNXModel(result).topological_sort()  # in place; the quantizer does not leave its nodes in order
     return result
 
 
-def store_in_bytes(model: ModelProto, layers: Iterable[str]) -> None:
+def _given(calibrated: Calibrated) -> dict[str, list[dict[str, Any]]]:
+    """What tells the quantizer the step of each channel of the weights that are on a grid already."""
+    found = {}
+    for node in calibrated.model.graph.node:
+        steps = calibrated.steps.get(node.input[1]) if len(node.input) > 1 else None
+        if steps is not None:
+            rows = [{"scale": step, "zero_point": np.int8(0)} for step in steps]
+            found[node.input[1]] = [rows[0] | {"axis": onnx_facts.outputs_axis(node)}, *rows[1:]]
+    return found
+
+
+def store_in_bytes(
+    model: ModelProto, layers: Iterable[str], steps: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
+) -> None:
     """Weights of `layers`, which compute in float, become 8-bit integers that are made floats when the file is opened.
 
-    One scale for each output channel; in place.
+    One step for each output channel, that of `steps` where weights are on its grid already; in place.
     """
     wanted, stored = set(layers), {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
-        across = node.op_type == "MatMul" or (
-            node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute)
-        )
         if node.name in wanted and node.input[1] in stored:
             weight = numpy_helper.to_array(stored[node.input[1]])
-            axes = tuple(axis for axis in range(weight.ndim) if axis != int(across))
-            scales = np.maximum(np.abs(weight).max(axes, keepdims=True) / 127, 1e-12).astype(np.float32)
+            others = tuple(axis for axis in range(weight.ndim) if axis != onnx_facts.outputs_axis(node))
+            scales = np.maximum(np.abs(weight).max(others, keepdims=True) / 127, 1e-12).astype(np.float32)
+            if node.input[1] in steps:
+                scales = steps[node.input[1]].reshape(scales.shape)
             made, tensors = onnx_packed.unpack(f"{node.name}.weight", np.round(weight / scales), scales, 8)
             nodes += made
             model.graph.initializer.extend(tensors)

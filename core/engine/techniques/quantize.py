@@ -11,36 +11,30 @@ Integer Quantization for Deep Learning Inference, Wu et al. 2020.
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 from onnxruntime import quantization as ort
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from core.candidate import Skip
-from core.engine.accurate import VALIDATED, Answers, fewest, order_of_return
+from core.engine import calibrated as ways
+from core.engine.accurate import Answers, fewest, order_of_return
 from core.engine.context import Context, Outcome, Report
 from core.engine.data import to_input
 from core.engine.fastest import first_integer_layer, is_mixed, node_times
-from core.engine.formats import onnx_bias, onnx_equalize, onnx_facts, onnx_int8, onnx_rewrites
-from core.engine.formats.onnx_int8 import LAYERS, Calibrated, layers_of, left_in_float
+from core.engine.formats import onnx_facts, onnx_int8, onnx_rewrites
+from core.engine.formats.onnx_int8 import LAYERS, layers_of, left_in_float
 from core.engine.progress import stages
 from core.errors import DataError
 from core.layers import dial_for
 from core.options import Quantize
-
-AUTO = ["minmax", "percentile"]  # entropy takes three times as long and was never better
-EQUALIZED = 64  # calibration images that show the ranges of channels
-CORRECTED = 32  # and those that show their means
-Inputs = NDArray[np.float32]  # (n, c, h, w)
 
 
 def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], context: Context) -> Outcome:
@@ -62,19 +56,6 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     if options.agreement > 0 and options.mode == "int8" and not len(context.validation):
         why["agreement"] = UNSEEN
     return Outcome(result, tuple(Skip("quantize", name, reason) for name, reason in why.items()))
-
-
-def weight_bits(options: Quantize) -> int:
-    """8, or 7 where this processor needs it."""
-    return {"8": 8, "7": 7}.get(options.weights) or (8 if sums_are_exact() else 7)
-
-
-def sums_are_exact(cpu: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor adds 8-bit products without overflow: VNNI, or not an x86 at all."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
-        return True
-    flags = cpu.read_text(encoding="utf-8") if cpu.exists() else ""
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def quantized_layers(model: ModelProto) -> set[str]:
@@ -100,26 +81,29 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
         raise DataError("Quantization needs calibration images; received none. Choose data, or the dynamic mode.")
     onnx_rewrites.average_whole_maps(model)
     onnx_rewrites.drop_unused(model)
-    calibrating, choosing, keeping, correcting = stages(context.report, [2.0, 1.0, 2.0 * (options.agreement > 0), 1.0])
+    shares = [2.0, 3.0 * options.compensate, 1.0, 2.0 * (options.agreement > 0), 1.0]
+    calibrating, rounding, choosing, keeping, correcting = stages(context.report, shares)
     answers = Answers(model, context) if len(context.validation) else None
-    calibrated = _calibrate(model, x, options, chosen, answers, calibrating)
+    plain = found = ways.calibrated(model, x, options, chosen, answers, calibrating)
+    if options.compensate and answers:
+        found = ways.compensated(plain, options, chosen, answers, replace(context, report=rounding))
     order = [node.name for node in model.graph.node if node.name in chosen]
 
     def write(integers: set[str], per_channel: bool = True) -> ModelProto:
-        leave = left_in_float(calibrated.model, integers)
-        return onnx_int8.write(calibrated, leave, options.activations, weight_bits(options), per_channel)
+        leave = left_in_float(found.model, integers)
+        return onnx_int8.write(found, leave, options.activations, ways.weight_bits(options), per_channel)
 
     shape, first = context.card.input_shape, 0
     if options.nodes == "auto" and is_mixed(model):
         quick = partial(write, per_channel=False)
-        first = first_integer_layer(calibrated.model, lambda n: quick(set(order[n:])), order, shape, choosing)
+        first = first_integer_layer(found.model, lambda n: quick(set(order[n:])), order, shape, choosing)
     reasons = dict.fromkeys(order[:first], SLOWER)
     if options.agreement > 0 and answers:
         reasons |= _accurate(answers, write, order, first, shape, options.agreement, keeping)
     result = write(chosen - reasons.keys())
     if options.correct and answers:
-        result = _corrected(result, answers, calibrated.model, x[:CORRECTED], correcting)
-    onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER])
+        result = ways.corrected(result, answers, plain.model, x, correcting)
+    onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER], found.steps)
     return result, reasons
 
 
@@ -154,39 +138,6 @@ def _accurate(
     return dict.fromkeys(kept, ACCURATE.format(count=len(kept), before=before, after=after))
 
 
-def _calibrate(
-    model: ModelProto, x: Inputs, options: Quantize, chosen: set[str], answers: Answers | None, report: Report
-) -> Calibrated:
-    """Of the ways that the options leave open, the one that is expected to agree most on validation images."""
-    methods = [options.calibration] if options.calibration != "auto" else AUTO if answers else AUTO[:1]
-    sources = [model]
-    if options.equalize and answers:
-        even = onnx.ModelProto()
-        even.CopyFrom(model)
-        sources += [even] if onnx_equalize.equalize(even, x[:EQUALIZED], chosen) else []
-    ways = [(source, method) for source in sources for method in methods]
-    parts = stages(report, [1.0] * len(ways))
-    found = [onnx_int8.calibrate(source, x, method, part) for (source, method), part in zip(ways, parts, strict=True)]
-    if len(found) == 1 or not answers:
-        return found[0]
-    leave, bits = left_in_float(model, chosen), weight_bits(options)
-
-    def loss(calibrated: Calibrated, known: Answers = answers) -> float:
-        return known.expected_loss(onnx_int8.write(calibrated, leave, options.activations, bits), VALIDATED)
-
-    return min(found, key=loss)  # the first of equals: nothing is done that does not help
-
-
-def _corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs, report: Report) -> ModelProto:
-    """`file` with the biases that give channels the means of `source` again, where more answers then stay."""
-    better = onnx.ModelProto()
-    better.CopyFrom(file)
-    if not onnx_bias.correct_biases(better, source, x, report):
-        return file
-    before = answers.expected_loss(file, VALIDATED)
-    return better if answers.expected_loss(better, VALIDATED) < before else file
-
-
 def _int8_dynamic(model: ModelProto, options: Quantize, chosen: set[str], context: Context) -> Made:
     """Ranges of activations are found at run time, per image batch; the kernels take unsigned weights."""
     stored = onnx_rewrites.stored_values(model)
@@ -218,7 +169,7 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
     onnx_rewrites.drop_unused(result)
     facts = {entry.key: entry.value for entry in source.metadata_props}
     del result.metadata_props[:]
-    bits = f"int8, {weight_bits(options)}-bit weights" if options.mode == "int8" else options.mode
+    bits = f"int8, {ways.weight_bits(options)}-bit weights" if options.mode == "int8" else options.mode
     helper.set_model_props(result, {**facts, "quantization": bits})
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
 

@@ -1,0 +1,167 @@
+"""Weights of an integer file that make up for each other's rounding: on their grid, kept only where that helps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from core.cards import ModelCard
+from core.engine import calibrated, runtime
+from core.engine.accurate import Answers
+from core.engine.context import Context, silent
+from core.engine.data import Images, to_input
+from core.engine.formats import onnx_int8, onnx_rewrites, onnx_writer
+from core.engine.formats.onnx_rewrites import stored_values
+from core.options import Quantize
+
+CARD = ModelCard("wide", "Wide", (3, 8, 8), tuple("abcd"), mean=(0.5,), std=(0.25,))
+LAYERS = {"stem", "middle", "depth", "head"}
+PLAIN = Quantize(equalize=False, correct=False, weights="8")
+
+
+class Wide(nn.Module):
+    """Layers of many inputs and one of few, each channel with one weight so large that the others get few steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.middle = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.depth, self.head = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Linear(32, 4)
+        for layer in (self.stem, self.middle, self.head):
+            layer.weight.data.flatten(1)[:, 0] *= 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.middle(torch.relu(self.stem(x))))
+        return self.head(torch.relu(self.depth(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ModelProto:
+    file = tmp_path_factory.mktemp("wide") / "wide.onnx"
+    onnx_writer.export(Wide().eval(), CARD, file)
+    model = onnx.load(file)
+    onnx_rewrites.average_whole_maps(model)
+    return model
+
+
+def draw(count: int, seed: int) -> Images:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 4, 4, 3)).repeat(2, 1).repeat(2, 2)
+    return Images(np.clip(coarse + rng.integers(-20, 21, coarse.shape), 0, 255).astype(np.uint8), None)
+
+
+CONTEXT = Context(CARD, draw(4, 0), draw(128, 1), draw(64, 2), False, None)
+FRESH = to_input(draw(128, 3).x, CARD)
+
+
+def both(plain: ModelProto, options: Quantize = PLAIN) -> tuple[onnx_int8.Calibrated, onnx_int8.Calibrated]:
+    """Calibrated, with weights as they are and with those that make up for each other."""
+    answers = Answers(plain, CONTEXT)
+    x = to_input(CONTEXT.calibration.x, CARD)
+    found = calibrated.calibrated(plain, x, options, LAYERS, answers, silent)
+    return found, calibrated.compensated(found, options, LAYERS, answers, CONTEXT)
+
+
+def answers(model: ModelProto) -> NDArray[np.float32]:
+    return runtime.run(runtime.open_file(model.SerializeToString()), FRESH)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last way is taken, whatever the answers say."""
+    monkeypatch.setattr(calibrated, "_best", lambda ways, *_: ways[-1])
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("bits", ["8", "7"])
+def test_fresh_images_are_answered_nearer_to_float(bits: str, plain: ModelProto) -> None:
+    ways = both(plain, replace(PLAIN, weights=bits))
+    files = [onnx_int8.write(way, (), bits=int(bits)) for way in ways]
+    expected = answers(plain)
+    errors = [float(np.square(answers(file) - expected).mean()) for file in files]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_file_holds_the_very_weights_that_were_found(plain: ModelProto) -> None:
+    _, found = both(plain)
+    assert {name.removesuffix(".weight") for name in found.steps} == LAYERS
+    file, wanted = stored_values(onnx_int8.write(found, ())), stored_values(found.model)
+    for name, steps in found.steps.items():
+        codes = file[f"{name}_quantized"].astype(np.float32)
+        assert codes.min() >= -127
+        assert np.array_equal(file[f"{name}_scale"], steps)
+        assert np.allclose(codes * steps.reshape(-1, *[1] * (codes.ndim - 1)), wanted[name], atol=1e-7)
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_bias_of_an_empty_output_has_a_code_that_a_float_can_count(plain: ModelProto) -> None:
+    """A step as fine as its weights would need more; training counts codes in floats."""
+    emptied = onnx.ModelProto()
+    emptied.CopyFrom(plain)
+    for tensor in emptied.graph.initializer:
+        if tensor.name == "stem.weight":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[3] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    _, found = both(emptied)
+    file, bias = stored_values(onnx_int8.write(found, ())), stored_values(found.model)["stem.bias"]
+    assert np.abs(file["stem.bias_quantized"]).max() < 2**24
+    assert np.allclose(file["stem.bias_quantized"] * file["stem.bias_quantized_scale"], bias, atol=1e-3)
+
+
+@pytest.mark.usefixtures("kept")
+def test_layers_in_float_are_stored_in_the_same_steps(plain: ModelProto) -> None:
+    _, found = both(plain)
+    for steps in (found.steps, {}):
+        file = onnx_int8.write(found, ["middle"])
+        onnx_int8.store_in_bytes(file, ["middle"], steps)
+        kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
+        made = kept["middle.weight.codes"].astype(np.float32) * kept["middle.weight.scales"]
+        exact = np.allclose(made, stored_values(found.model)["middle.weight"], atol=1e-7)
+        assert exact == bool(steps)
+
+
+@pytest.mark.usefixtures("kept")
+def test_weights_with_outputs_along_the_second_axis(plain: ModelProto) -> None:
+    """As a product with a matrix has them."""
+    turned = onnx.ModelProto()
+    turned.CopyFrom(plain)
+    head = next(node for node in turned.graph.node if node.name == "head")
+    del head.attribute[:]
+    for tensor in turned.graph.initializer:
+        if tensor.name == head.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).T.copy(), tensor.name))
+    assert np.allclose(answers(turned), answers(plain), atol=1e-5)
+    _, found = both(turned)
+    file = onnx_int8.write(found, ())
+    codes, steps = (stored_values(file)[f"head.weight_{kind}"] for kind in ("quantized", "scale"))
+    assert codes.shape == (32, 4)
+    assert np.allclose(codes * steps, stored_values(found.model)["head.weight"], atol=1e-7)
+
+
+@pytest.mark.parametrize(("losses", "changed"), [((0.2, 0.1), True), ((0.1, 0.2), False), ((0.1, 0.1), False)])
+def test_it_is_kept_only_where_fewer_answers_change(
+    losses: tuple[float, float], changed: bool, plain: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(losses)
+    monkeypatch.setattr(Answers, "expected_loss", lambda *_: next(told))
+    before, after = both(plain)
+    assert (after is not before) == changed
+
+
+def test_operators_that_only_the_runtime_knows_leave_weights_as_they_are(plain: ModelProto, tmp_path: Path) -> None:
+    strange = onnx.ModelProto()
+    strange.CopyFrom(plain)
+    strange.graph.node[0].output[0] = "before"
+    strange.graph.node.insert(1, onnx.helper.make_node("Mish", ["before"], [plain.graph.node[0].output[0]], "mish"))
+    before, after = both(strange)
+    assert after is before
