@@ -3,7 +3,8 @@ read them scale them down again.
 
 All channels of a value share one scale when it is quantized, so a channel whose values are all small is left with a few
 steps. Everything between must keep factors above 0 as they are: ReLU, pooling and joining do, sums do not. The scale of
-channel i is (largest range / range of i)^STRENGTH, at most LARGEST.
+channel i is largest range / range of i / HEADROOM, from 1 to LARGEST: other images will reach further than those seen,
+and a channel scaled up to the largest of all would be cut off there.
 
 Data-Free Quantization Through Weight Equalization and Bias Correction, Nagel et al. 2019; by the ranges of activations
 as in SmoothQuant, Xiao et al. 2023.
@@ -21,7 +22,7 @@ from core.engine.formats import onnx_facts
 from core.engine.formats.onnx_rewrites import stored_values
 
 PASS = {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"}
-STRENGTH, LARGEST = 0.5, 16.0
+HEADROOM, LARGEST = 1.5, 16.0
 Readers = list[tuple[NodeProto, int]]  # layers that read a value, and at which of their input channels it begins
 
 
@@ -37,7 +38,7 @@ def equalize(model: ModelProto, x: NDArray[np.float32], layers: Collection[str])
         layer = graph.layers[name]
         values = np.maximum(peaks[layer.output[0]], 0) if graph.rectified(layer) else np.abs(peaks[layer.output[0]])
         ranges = values.max(axis=(0, 2, 3))  # (c_out,)
-        scale = np.clip((ranges.max() / np.maximum(ranges, 1e-9)) ** STRENGTH, 1, LARGEST).astype(np.float32)
+        scale = np.clip(ranges.max() / np.maximum(ranges, 1e-9) / HEADROOM, 1, LARGEST).astype(np.float32)
         graph.multiply(layer, 1, scale, 0, axis=0)
         graph.multiply(layer, 2, scale, 0, axis=0)
         for reader, start in readers:
