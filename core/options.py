@@ -125,8 +125,7 @@ class Quantize:
     )
     compensate: bool = option(
         True,
-        "Round each weight so that others make up for it; kept only if fewer validation answers may change. Takes the "
-        "most time.",
+        "Round weights so that others make up for it; kept only if fewer validation answers may change.",
         later=True,
     )
     correct: bool = option(

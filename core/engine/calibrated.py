@@ -24,7 +24,7 @@ from core.engine.context import Context, Report
 from core.engine.formats import onnx_bias, onnx_equalize, onnx_int8
 from core.engine.formats.onnx_int8 import Calibrated, left_in_float
 from core.engine.progress import stages
-from core.engine.rounded import as_network, round_layers, store_weights
+from core.engine.rounded import as_network, round_apart, store_weights
 from core.errors import ModelError
 from core.options import Quantize
 
@@ -61,7 +61,7 @@ def compensated(
         return plain
     named = rounded.nodes_of(plain.model).keys() & chosen
     images = context.calibration.take(slice(0, options.images))
-    round_layers(rounded, dict.fromkeys(named, weight_bits(options)), replace(context, calibration=images))
+    round_apart(rounded, named, weight_bits(options), replace(context, calibration=images))
     model = _copy(plain.model)
     store_weights(model, rounded)
     nodes = rounded.nodes_of(model)

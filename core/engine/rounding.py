@@ -1,7 +1,8 @@
 """Weights on a grid of few levels, rounded so that the layer's output changes least rather than the weights.
 
 One input after another is rounded, and the weights of the inputs that are still free make up for the error, by the
-inverse of the inputs' covariance; then each weight is rounded once more, given all the others, while that helps.
+inverse of the inputs' covariance; on coarse grids each weight is then rounded once more, given all the others, while
+that helps.
 
 GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, Frantar et al. 2023; the second part
 is the cyclic descent of QuantEase, Behdin et al. 2023.
@@ -15,6 +16,8 @@ from torch import Tensor
 DAMPING = 0.01  # of the mean of the covariance's diagonal
 SHRINKS = torch.linspace(0.35, 1.0, 40, dtype=torch.float64)  # of the widest grid that is tried
 FAINT = 1e-4  # of the widest grid: finer ones would be of empty outputs, and need huge codes for biases
+BLOCK = 128  # inputs that are rounded before the others hear of it
+FINE = 7  # bits from which rounding in order leaves next to nothing to gain
 SWEEPS = 8  # of cyclic descent at most
 
 
@@ -49,7 +52,8 @@ def round_weights(weight: Tensor, covariance: Tensor, bits: int) -> tuple[Tensor
     damping = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     covariance = covariance + damping[:, None, None] * torch.eye(covariance.shape[1], dtype=covariance.dtype)
     scales = find_scales(weight, covariance.diagonal(dim1=1, dim2=2), bits)
-    return _descend(weight, _in_order(weight, covariance, scales, bits), covariance, scales, bits), scales
+    codes = _in_order(weight, covariance, scales, bits)
+    return (codes if bits >= FINE else _descend(weight, codes, covariance, scales, bits)), scales
 
 
 def _in_order(weight: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> Tensor:
@@ -59,12 +63,17 @@ def _in_order(weight: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> 
         order = covariance[group].diagonal().argsort(descending=True, stable=True)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[group][order][:, order]))
         factor = torch.linalg.cholesky(inverse, upper=True)
-        left = matrix[order].clone()  # (d, o)
-        for place, column in enumerate(order.tolist()):
-            code = (left[place] / scales[group, 0]).round().clamp(*limits(bits))
-            codes[group, column] = code * (matrix[column] != 0)
-            error = (left[place] - codes[group, column] * scales[group, 0]) / factor[place, place]
-            left[place:] -= factor[place, place:, None] * error
+        left, scale = matrix[order].clone(), scales[group, 0]  # (d, o), (o,)
+        for start in range(0, len(left), BLOCK):  # what a block changes in the rows behind it is told them at its end
+            end = min(start + BLOCK, len(left))
+            errors = torch.zeros_like(left[start:end])
+            for place in range(start, end):
+                kept = matrix[order[place]] != 0
+                code = (left[place] / scale).round().clamp(*limits(bits)) * kept
+                codes[group, order[place]] = code
+                errors[place - start] = (left[place] - code * scale) / factor[place, place]
+                left[place + 1 : end] -= factor[place, place + 1 : end, None] * errors[place - start]
+            left[end:] -= factor[start:end, end:].T @ errors
     return codes
 
 
