@@ -113,6 +113,17 @@ def test_rounding_with_feedback_is_near_the_best_of_all_codes() -> None:
         assert error(codes) <= 1.6 * min(map(error, every)) + 1e-3
 
 
+def test_inputs_that_hardly_vary_are_rounded_all_the_same() -> None:
+    """Of sums in float32 rounding leaves less than nothing there: no covariance at all."""
+    noise = torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for size in (0.0, 1e-8, 1.0):
+        a = size * (noise + noise.T)[None]
+        assert size == 0 or torch.linalg.eigvalsh(a).min() < 0
+        weight = torch.randn(1, 12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        codes, scales = round_weights(weight, a, 8)
+        assert (codes * scales - weight).abs().max() < 4 * scales.max()
+
+
 def test_zeros_stay_zero() -> None:
     for seed in range(8):
         weight = torch.randn(1, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

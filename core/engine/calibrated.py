@@ -21,10 +21,10 @@ from onnx import ModelProto
 
 from core.engine.accurate import VALIDATED, Answers
 from core.engine.context import Context, Report
-from core.engine.formats import onnx_bias, onnx_equalize, onnx_int8
+from core.engine.formats import onnx_bias, onnx_equalize, onnx_facts, onnx_int8
 from core.engine.formats.onnx_int8 import Calibrated, left_in_float
 from core.engine.progress import stages
-from core.engine.rounded import as_network, round_apart, store_weights
+from core.engine.rounded import as_network, round_apart
 from core.errors import ModelError
 from core.options import Quantize
 
@@ -62,11 +62,12 @@ def compensated(
     named = rounded.nodes_of(plain.model).keys() & chosen
     images = context.calibration.take(slice(0, options.images))
     round_apart(rounded, named, weight_bits(options), replace(context, calibration=images))
-    model = _copy(plain.model)
-    store_weights(model, rounded)
-    nodes = rounded.nodes_of(model)
-    steps = {nodes[name].input[1]: scales.numpy() for name, (_, scales, _) in rounded.codes.items()}
-    return _best([plain, replace(plain, model=model, steps=steps)], options, chosen, answers)
+    codes = {}
+    for name, node in rounded.nodes_of(plain.model).items():
+        if name in rounded.codes:
+            integers, steps = rounded.codes[name][0].numpy(), rounded.codes[name][1].numpy()
+            codes[node.input[1]] = (integers.T.copy() if onnx_facts.outputs_axis(node) else integers, steps)
+    return _best([plain, replace(plain, codes=codes)], options, chosen, answers)
 
 
 def corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs, report: Report) -> ModelProto:

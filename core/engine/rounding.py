@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01  # of the mean of the covariance's diagonal
-SHRINKS = torch.linspace(0.35, 1.0, 40, dtype=torch.float64)  # of the widest grid that is tried
+SHRINKS = torch.linspace(1.0, 0.35, 40, dtype=torch.float64)  # of the widest grid, which is tried first
 FAINT = 1e-4  # of the widest grid: finer ones would be of empty outputs, and need huge codes for biases
+STIFFER = 8  # dampings, each 100 times the last, before each input is rounded on its own
 BLOCK = 128  # inputs that are rounded before the others hear of it
 FINE = 7  # bits from which rounding in order leaves next to nothing to gain
 SWEEPS = 8  # of cyclic descent at most
@@ -51,7 +52,7 @@ def round_weights(weight: Tensor, covariance: Tensor, bits: int) -> tuple[Tensor
     """
     damping = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     covariance = covariance + damping[:, None, None] * torch.eye(covariance.shape[1], dtype=covariance.dtype)
-    scales = find_scales(weight, covariance.diagonal(dim1=1, dim2=2), bits)
+    scales = find_scales(weight, covariance.diagonal(dim1=1, dim2=2).clamp(min=0), bits)
     codes = _in_order(weight, covariance, scales, bits)
     return (codes if bits >= FINE else _descend(weight, codes, covariance, scales, bits)), scales
 
@@ -61,8 +62,7 @@ def _in_order(weight: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> 
     codes = torch.zeros_like(weight)
     for group, matrix in enumerate(weight):
         order = covariance[group].diagonal().argsort(descending=True, stable=True)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[group][order][:, order]))
-        factor = torch.linalg.cholesky(inverse, upper=True)
+        factor = _factor(covariance[group][order][:, order])
         left, scale = matrix[order].clone(), scales[group, 0]  # (d, o), (o,)
         for start in range(0, len(left), BLOCK):  # what a block changes in the rows behind it is told them at its end
             end = min(start + BLOCK, len(left))
@@ -75,6 +75,22 @@ def _in_order(weight: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> 
                 left[place + 1 : end] -= factor[place, place + 1 : end, None] * errors[place - start]
             left[end:] -= factor[start:end, end:].T @ errors
     return codes
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Of the inverse: upper (d, d), its square. Damped until there is one: of inputs that hardly vary, rounding may
+    leave less than nothing, and then there is nothing to make up for."""
+    unit = torch.eye(len(covariance), dtype=covariance.dtype)
+    damping = 0.0
+    for _ in range(STIFFER):
+        lower, failed = torch.linalg.cholesky_ex(covariance + damping * unit)
+        factor: Tensor
+        if not failed:
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return factor
+        damping = max(100 * damping, DAMPING * float(covariance.diagonal().mean().clamp(min=1e-12)))
+    return unit
 
 
 def _descend(weight: Tensor, codes: Tensor, covariance: Tensor, scales: Tensor, bits: int) -> Tensor:

@@ -39,15 +39,18 @@ METHODS = {
 TYPES = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BATCH = 32
+Codes = Mapping[
+    str, tuple[NDArray[np.int8], NDArray[np.float32]]
+]  # weight → itself, and a step for each output channel
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A file in float, the range of each of its values, and the steps of weights that are on a grid already."""
+    """A file in float, the range of each of its values, and what weights are in integers, where that is known."""
 
     model: ModelProto
     ranges: TensorsData
-    steps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # weight → one for each output channel
+    codes: Codes = field(default_factory=dict)
 
 
 def layers_of(model: ModelProto) -> list[NodeProto]:
@@ -109,7 +112,7 @@ def write(
     highest = {name: float(np.max(found.range_value[1])) for name, found in calibrated.ranges.items()}
     points = onnx_hard.find_points(model, highest, leave) if activations == "uint8" else {}
     hard = [n.name for n in model.graph.node if n.op_type in onnx_hard.KINDS and n.input[0] not in points]
-    given = _given(calibrated) if per_channel else {}
+    given = _take_codes(model, calibrated.codes, leave) if per_channel else {}
     with quiet():
         quantizer = ort.QDQQuantizer(
             model,
@@ -132,34 +135,43 @@ def write(
     return result
 
 
-def _given(calibrated: Calibrated) -> dict[str, list[dict[str, Any]]]:
-    """What tells the quantizer the step of each channel of the weights that are on a grid already."""
-    found = {}
-    for node in calibrated.model.graph.node:
-        steps = calibrated.steps.get(node.input[1]) if len(node.input) > 1 else None
-        if steps is not None:
+def _take_codes(model: ModelProto, codes: Codes, leave: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """Put the values that codes stand for in the place of weights, but for what a node named in `leave` reads; returns
+    what tells the quantizer their steps."""
+    tensors, given = {tensor.name: tensor for tensor in model.graph.initializer}, {}
+    read = {name for node in model.graph.node if node.name in leave for name in node.input}
+    for node in model.graph.node:
+        name = node.input[1] if node.op_type in LAYERS else ""
+        if name in codes and name not in read:
+            values, steps = codes[name][0].astype(np.float32), codes[name][1]
+            axis = onnx_facts.outputs_axis(node)
+            values = values * _along(steps, axis, values.ndim)
+            tensors[name].CopyFrom(numpy_helper.from_array(values, name))
             rows = [{"scale": step, "zero_point": np.int8(0)} for step in steps]
-            found[node.input[1]] = [rows[0] | {"axis": onnx_facts.outputs_axis(node)}, *rows[1:]]
-    return found
+            given[name] = [rows[0] | {"axis": axis}, *rows[1:]]
+    return given
 
 
-def store_in_bytes(
-    model: ModelProto, layers: Iterable[str], steps: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
-) -> None:
+def _along(steps: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    return steps.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
+def store_in_bytes(model: ModelProto, layers: Iterable[str], codes: Codes = MappingProxyType({})) -> None:
     """Weights of `layers`, which compute in float, become 8-bit integers that are made floats when the file is opened.
 
-    One step for each output channel, that of `steps` where weights are on its grid already; in place.
+    They are those of `codes`, or else rounded to nearest with one step for each output channel; in place.
     """
     wanted, stored = set(layers), {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
         if node.name in wanted and node.input[1] in stored:
-            weight = numpy_helper.to_array(stored[node.input[1]])
-            others = tuple(axis for axis in range(weight.ndim) if axis != onnx_facts.outputs_axis(node))
-            scales = np.maximum(np.abs(weight).max(others, keepdims=True) / 127, 1e-12).astype(np.float32)
-            if node.input[1] in steps:
-                scales = steps[node.input[1]].reshape(scales.shape)
-            made, tensors = onnx_packed.unpack(f"{node.name}.weight", np.round(weight / scales), scales, 8)
+            weight, axis = numpy_helper.to_array(stored[node.input[1]]), onnx_facts.outputs_axis(node)
+            others = tuple(each for each in range(weight.ndim) if each != axis)
+            steps = np.maximum(np.abs(weight).max(others, keepdims=True) / 127, 1e-12).astype(np.float32)
+            integers = np.round(weight / steps)
+            if node.input[1] in codes:
+                integers, steps = codes[node.input[1]][0], _along(codes[node.input[1]][1], axis, weight.ndim)
+            made, tensors = onnx_packed.unpack(f"{node.name}.weight", integers, steps, 8)
             nodes += made
             model.graph.initializer.extend(tensors)
             node.input[1] = made[-1].output[0]

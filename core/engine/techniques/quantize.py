@@ -12,7 +12,7 @@ Integer Quantization for Deep Learning Inference, Wu et al. 2020.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,9 +89,11 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
         found = ways.compensated(plain, options, chosen, answers, replace(context, report=rounding))
     order = [node.name for node in model.graph.node if node.name in chosen]
 
-    def write(integers: set[str], per_channel: bool = True) -> ModelProto:
+    def write(integers: set[str], in_bytes: Collection[str] = (), per_channel: bool = True) -> ModelProto:
         leave = left_in_float(found.model, integers)
-        return onnx_int8.write(found, leave, options.activations, ways.weight_bits(options), per_channel)
+        file = onnx_int8.write(found, leave, options.activations, ways.weight_bits(options), per_channel)
+        onnx_int8.store_in_bytes(file, in_bytes, found.codes)
+        return file
 
     shape, first = context.card.input_shape, 0
     if options.nodes == "auto" and is_mixed(model):
@@ -103,13 +105,13 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     result = write(chosen - reasons.keys())
     if options.correct and answers:
         result = ways.corrected(result, answers, plain.model, x, correcting)
-    onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER], found.steps)
+    onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER], found.codes)
     return result, reasons
 
 
 def _accurate(
     answers: Answers,
-    write: Callable[[set[str]], ModelProto],
+    write: Callable[..., ModelProto],
     order: list[str],
     first: int,
     shape: tuple[int, ...],
@@ -119,9 +121,7 @@ def _accurate(
     """Layer → why it stays in float although integers are faster there, or although it could be stored in bytes."""
 
     def agreement(kept: Sequence[str]) -> float:
-        file = write(set(order[first:]) - set(kept))
-        onnx_int8.store_in_bytes(file, set(order[:first]) - set(kept))
-        return answers.agreement(file)
+        return answers.agreement(write(set(order[first:]) - set(kept), set(order[:first]) - set(kept)))
 
     before = agreement(())
     if before >= wanted:
