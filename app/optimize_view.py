@@ -121,9 +121,9 @@ def _show_best(now: State, name: str, word: str) -> None:
 
 
 def _show_trials(trials: list[dict[str, Any]]) -> None:
-    alt = "Every recipe tried, with what it lost on the validation images"
+    alt = "Every recipe tried, with the loss that its answers to validation images lead to expect"
     data_table(columns.TRIALS, [_trial(row) for row in trials], key="trials", alt=alt)
-    st.caption("Star: the best when it was tried. Points lost are expected from the validation images (measured).")
+    st.caption("Star: the best when it was tried. Points lost are expected from answers to validation images.")
 
 
 def _trial(row: dict[str, Any]) -> dict[str, Any]:

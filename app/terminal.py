@@ -68,4 +68,6 @@ def print_trials(found: Mapping[str, Any]) -> None:
         head, [(*cells, "" if row["kept"] else row["why"]) for row, cells in tables.trial_rows(found["trials"])]
     )
     allowed = f"Allowed are {100 * found['drop']:g} points of {found['judge']}"
-    print(f"\nLosses are expected from {found['images']:,} validation images. {allowed}. {found['reason']}\n")
+    print(
+        f"\nLosses are expected from answers to {found['images']:,} validation images. {allowed}. {found['reason']}\n"
+    )

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from core.engine.judge import counted_loss, counted_losses, expected_loss, expected_losses, margins, standard_error
+from core.engine.data import Images
+from core.engine.judge import (
+    Unseen,
+    counted_loss,
+    counted_losses,
+    expected_loss,
+    expected_losses,
+    margins,
+    standard_error,
+    unseen_losses,
+)
 
 
 def test_margins_are_against_the_best_of_the_others() -> None:
@@ -62,3 +74,38 @@ def test_few_images_tell_more_than_a_count_of_them(labelled: bool) -> None:
     }
     assert found[expected_loss].mean() == pytest.approx(truth, rel=0.15, abs=0.001)
     assert found[expected_loss].std() < 0.75 * found[counted_loss].std()
+
+
+def test_what_unseen_images_are_worth_by_hand() -> None:
+    """Right, wrong with a right runner-up, and wrong with a wrong one."""
+    logits = np.array([[5.0, 3.0, 0.0], [5.0, 3.0, 0.0], [5.0, 3.0, 0.0]], np.float32)
+    unseen = Unseen.of(logits, np.array([0, 1, 2]))
+    assert unseen.margins.tolist() == [2.0, 2.0, 2.0]
+    assert unseen.worth.tolist() == [1.0, -1.0, 0.0]
+    before = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0]], np.float32)
+    after = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], np.float32)  # a = 1 and s = 1, as above
+    np.testing.assert_allclose(unseen_losses(before, after, unseen), norm.cdf(-3) * unseen.worth)
+    assert not unseen_losses(before, before, unseen).any()
+
+
+def test_images_known_by_heart_do_not_hide_what_others_lose() -> None:
+    """The original is right on all images that are looked at, and far ahead there; the change is the same noise."""
+    rng = np.random.default_rng(0)
+    fresh, y = (rng.standard_normal((20_000, 4)) * 3).astype(np.float32), rng.integers(0, 4, 20_000)
+    fresh[np.arange(20_000), y] += 4
+    known = fresh[:2000].copy()
+    known[np.arange(2000), y[:2000]] += 8
+    changed = [x + rng.standard_normal(x.shape).astype(np.float32) for x in (fresh, known)]
+    truth = counted_loss(fresh, changed[0], y)
+    assert unseen_losses(known, changed[1], Unseen.of(fresh, y)).mean() == pytest.approx(truth, rel=0.15)
+    assert expected_loss(known, changed[1], y[:2000]) < 0.5 * truth
+
+
+def test_few_or_unlabelled_images_tell_nothing(tmp_path: Path) -> None:
+    logits = np.zeros((1000, 4), np.float32)
+    np.savez(tmp_path / "answers.npz", logits=logits)
+    x, y = np.zeros((1000, 1, 1, 3), np.uint8), np.zeros(1000, np.int64)
+    assert Unseen.read(tmp_path / "answers.npz", Images(x, y)) is not None
+    assert Unseen.read(tmp_path / "answers.npz", Images(x, None)) is None
+    assert Unseen.read(tmp_path / "answers.npz", Images(x[:999], y[:999])) is None
+    assert Unseen.read(tmp_path / "none.npz", Images(x, y)) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.candidate import Latency
-from core.engine import evaluate, latency, optimize_job, tasks, worker
+from core.engine import evaluate, judge, latency, optimize_job, tasks, worker
 from core.engine.data import Images, make_data
 from core.engine.formats import onnx_writer
 from core.engine.optimize import Search, judged, trains, uncertainty
@@ -128,7 +128,7 @@ def test_the_test_part_is_seen_only_when_a_best_is_verified(
 
 
 def test_the_choice_does_not_depend_on_the_test_labels(opened: dict[str, Any]) -> None:
-    """With every test label wrong the same trials are made, judged and kept."""
+    """With every test label wrong the same trials are made, judged and kept: a few images tell nothing beyond theirs."""
     recipes = (INT8, Recipe((Step("prune_channels", {"ratio": 0.5}), Step("quantize"))))
     rows = []
     for wrong in (False, True):
@@ -140,6 +140,23 @@ def test_the_choice_does_not_depend_on_the_test_labels(opened: dict[str, Any]) -
         found = [looking.attempt(recipe) for recipe in recipes]
         rows.append([(t.loss, t.kept) for t in found])
     assert rows[0] == rows[1]
+
+
+def test_with_many_test_images_losses_are_those_of_images_the_original_has_not_seen(
+    opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own answers to them, and only those: no trial's."""
+    assert search(opened).unseen is None
+    monkeypatch.setattr(judge, "TELLING", 40)
+    looking = search(opened)
+    assert looking.unseen is not None
+    noise = np.random.default_rng(0).standard_normal(looking.before.shape).astype(np.float32)
+    expected = judge.unseen_losses(looking.before, looking.before + noise, looking.unseen)
+    assert len(expected) == len(looking.data.test) == 40
+    assert np.array_equal(looking._losses(looking.before + noise, trained=False), expected)
+    counted = judge.counted_losses(looking.before, looking.before + noise, looking.judged.y)
+    assert np.array_equal(looking._losses(looking.before + noise, trained=True), counted)
+    assert search(opened, "bare").unseen is None
 
 
 def test_the_first_trial_is_finished_however_little_time_there_is(opened: dict[str, Any]) -> None:

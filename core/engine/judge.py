@@ -6,15 +6,27 @@ reference says with probability Φ((m + a) / s). a and s are those of the half o
 larger ones move further, and are not lost. The mean over the images has the expectation of the count, to within a
 fifth of it, at two thirds of its standard deviation: as if there were twice as many images. It takes the change for
 noise, which training is not, so trained files are counted.
+
+A network is sure of images that it was trained on, which may be the very images that are looked at: of ResNet-56, right
+on all of 5,000 CIFAR-10 training images and on 93.4 % of the test images, a plan that loses 1.06 points seemed to lose
+0.28. How far margins move is much the same on both, though. So where there are many labelled images that chose nothing,
+the original's own margins on those are taken, and what each answer is worth: 0.96.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from core.compare import read_logits
+from core.engine.data import Images
+
 Array = NDArray[np.float64]
+TELLING = 1000  # unseen images from which margins tell more than on the images that are looked at
 
 
 def expected_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
@@ -32,11 +44,50 @@ def expected_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: 
     """What each image adds to `expected_loss`, (n,)."""
     wanted = before.argmax(1) if y is None else y
     old, new = margins(before, wanted), margins(after, wanted)
-    moved = (new - old)[np.abs(old) <= np.median(np.abs(old))]
-    moved = moved if np.ptp(moved) > 0 else new - old
+    moved = _moved(old, new)
     if not np.ptp(moved) > 0:  # not moved, or nothing to choose between
         return np.zeros(len(old))
     lost: Array = (old > 0) - ndtr((old + moved.mean()) / moved.std())
+    return lost
+
+
+def _moved(old: Array, new: Array) -> Array:
+    """How far the smaller half of the margins went; all of them where that half did not move."""
+    moved = (new - old)[np.abs(old) <= np.median(np.abs(old))]
+    return moved if np.ptp(moved) > 0 else new - old
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The original's answers to images that it was not trained on: how far each is ahead of the runner-up, and what
+    losing it costs: 1 where it is right, -1 where the runner-up is, 0 where neither is. Both (n,)."""
+
+    margins: Array
+    worth: Array
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], y: NDArray[np.int64]) -> Unseen:
+        """Logits (n, classes) and labels (n,)."""
+        first = logits.argmax(1)
+        others = logits.astype(np.float64)
+        others[np.arange(len(logits)), first] = -np.inf
+        return cls(margins(logits, first), (first == y) - (others.argmax(1) == y).astype(np.float64))
+
+    @classmethod
+    def read(cls, answers: Path, images: Images) -> Unseen | None:
+        """From the kept answers to `images`; None where these are few or have no labels."""
+        if images.y is None or len(images) < TELLING or not answers.exists():
+            return None
+        return cls.of(read_logits(answers), images.y)
+
+
+def unseen_losses(before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen) -> Array:
+    """What each unseen image is expected to add to the loss of accuracy, (n,), from logits of other images."""
+    wanted = before.argmax(1)
+    moved = _moved(margins(before, wanted), margins(after, wanted))
+    if not np.ptp(moved) > 0:
+        return np.zeros(len(unseen.margins))
+    lost: Array = ndtr(-(unseen.margins + moved.mean()) / moved.std()) * unseen.worth
     return lost
 
 

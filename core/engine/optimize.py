@@ -1,9 +1,10 @@
 """The automatic recipe: ask for a recipe, make it, keep it if it is the best so far within the allowed loss; again.
 
 What to ask for is `core/strategy.py`'s business; recipes are made and measured by the same `build` and `measure` as any
-other. Trials are compared on the validation images alone: `build` gets data whose test part is empty, and the test part
-is first seen when a new best is measured, as a candidate that stays in the workspace whatever happens afterwards. So
-there is a best so far to download from the first trial on, and its scores are of images that chose nothing.
+other. Trials are compared by their answers to validation images alone: `build` gets data whose test part is empty, and
+no trial answers the test images before it is the new best and measured, as a candidate that stays in the workspace
+whatever happens afterwards. So there is a best so far to download from the first trial on. What is used of the test
+part is how sure the original is there, since of images that it was trained on it may be far surer.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from core.candidate import Latency
 from core.engine import evaluate, latency
 from core.engine.data import Data, Images, to_tensor
 from core.engine.formats.onnx_facts import file_facts
 from core.engine.identity import candidate_id
-from core.engine.judge import counted_losses, expected_losses, standard_error
+from core.engine.judge import Unseen, counted_losses, expected_losses, standard_error, unseen_losses
 from core.engine.models import Model
 from core.engine.run import Built, build, measure
 from core.errors import ModelError, RecipeError
@@ -50,7 +52,7 @@ class Row:
     """A trial as it is shown and kept."""
 
     title: str
-    loss: float  # share of the validation images, expected
+    loss: float  # share of the images, expected
     size_bytes: int
     macs: int
     speedup: float | None  # batch 1, one thread, measured beside the original
@@ -83,6 +85,7 @@ class Search:
         self.original = space.folder("models", ids[0]) / "model.onnx"
         self.judged = judged(data)
         self.rows: list[Row] = []
+        self.unseen = Unseen.read(self.original.with_name(f"baseline-{ids[1]}.npz"), data.test)
         self.before = evaluate.predict(self.original, self.judged, model.card, self.during("Answers of the original"))
         self.best: Row | None = None
         self.best_gain = 1.0
@@ -137,7 +140,7 @@ class Search:
         """Loss on the validation images, gain over the original, and whether that beats the best. The loss is within
         what is allowed if a standard error more would be: of many trials those whose luck was best come through."""
         after = evaluate.predict(file, self.judged, self.model.card, report)
-        losses = (counted_losses if trains(recipe) else expected_losses)(self.before, after, self.judged.y)
+        losses = self._losses(after, trains(recipe) > 0)
         loss, error = float(losses.mean()), standard_error(losses)
         timing, (size, macs) = self.timed(self.original, file), self.costs(file)
         before = self.costs(self.original)
@@ -148,6 +151,13 @@ class Search:
             why = self._why_not(file, gain, timing)
         row = Row(recipe.title, loss, size, macs, timing.speedup, not why, why or "Best so far.")
         return Trial(recipe, loss, gain, within, row.kept), row
+
+    def _losses(self, after: NDArray[np.float32], trained: bool) -> NDArray[np.float64]:
+        if trained:
+            return counted_losses(self.before, after, self.judged.y)
+        if self.unseen is not None and self.judged.y is not None:
+            return unseen_losses(self.before, after, self.unseen)
+        return expected_losses(self.before, after, self.judged.y)
 
     def costs(self, file: Path) -> tuple[int, int]:
         """(bytes, MACs)."""
