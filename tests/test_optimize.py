@@ -128,7 +128,7 @@ def test_the_test_part_is_seen_only_when_a_best_is_verified(
 
 
 def test_the_choice_does_not_depend_on_the_test_labels(opened: dict[str, Any]) -> None:
-    """With every test label wrong the same trials are made, judged and kept: a few images tell nothing beyond theirs."""
+    """With every test label wrong the same trials are made, judged and kept: so few images are asked nothing."""
     recipes = (INT8, Recipe((Step("prune_channels", {"ratio": 0.5}), Step("quantize"))))
     rows = []
     for wrong in (False, True):
