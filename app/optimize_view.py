@@ -123,7 +123,10 @@ def _show_best(now: State, name: str, word: str) -> None:
 def _show_trials(trials: list[dict[str, Any]]) -> None:
     alt = "Every recipe tried, with the loss that its answers to validation images lead to expect"
     data_table(columns.TRIALS, [_trial(row) for row in trials], key="trials", alt=alt)
-    st.caption("Star: the best when it was tried. Points lost are expected from answers to validation images.")
+    st.caption(
+        "Star: the best when it was tried. Points lost are expected from answers to validation images and, where there "
+        "are many labelled test images, from how sure the original is of those."
+    )
 
 
 def _trial(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ Data-Free Quantization Through Weight Equalization and Bias Correction, Nagel et
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
@@ -41,7 +41,7 @@ def calibrated(
     methods = [options.calibration] if options.calibration != "auto" else AUTO if answers else AUTO[:1]
     sources = [model]
     if options.equalize and answers:
-        even = _copy(model)
+        even = copy.deepcopy(model)
         sources += [even] if onnx_equalize.equalize(even, x[:EQUALIZED], chosen) else []
     ways = [(source, method) for source in sources for method in methods]
     parts = stages(report, [1.0] * len(ways))
@@ -53,12 +53,12 @@ def calibrated(
 
 def compensated(
     plain: Calibrated, options: Quantize, chosen: Collection[str], answers: Answers, context: Context
-) -> Calibrated:
-    """With weights whose rounding others make up for, or as it is."""
+) -> tuple[Calibrated, str]:
+    """With weights whose rounding others make up for, or as it is; and why that could not be tried, "" when it was."""
     try:
         rounded = as_network(plain.model)
-    except ModelError:  # there are operators that the runtime knows and we do not
-        return plain
+    except ModelError as error:  # there are operators that the runtime knows and we do not
+        return plain, f"Weights were rounded to nearest: {error}"
     named = rounded.nodes_of(plain.model).keys() & chosen
     images = context.calibration.take(slice(0, options.images))
     round_apart(rounded, named, weight_bits(options), replace(context, calibration=images))
@@ -67,12 +67,12 @@ def compensated(
         if name in rounded.codes:
             integers, steps = rounded.codes[name][0].numpy(), rounded.codes[name][1].numpy()
             codes[node.input[1]] = (integers.T.copy() if onnx_facts.outputs_axis(node) else integers, steps)
-    return _best([plain, replace(plain, codes=codes)], options, chosen, answers)
+    return _best([plain, replace(plain, codes=codes)], options, chosen, answers), ""
 
 
 def corrected(file: ModelProto, answers: Answers, source: ModelProto, x: Inputs, report: Report) -> ModelProto:
     """`file` with biases that give channels the means of `source`, in float, or as it is."""
-    better = _copy(file)
+    better = copy.deepcopy(file)
     if not onnx_bias.correct_biases(better, source, x[:CORRECTED], report):
         return file
     before = answers.expected_loss(file, VALIDATED)
@@ -85,12 +85,6 @@ def _best(ways: Sequence[Calibrated], options: Quantize, chosen: Collection[str]
     files = (onnx_int8.write(way, leave, options.activations, bits) for way in ways)
     losses = [answers.expected_loss(file, VALIDATED) for file in files]
     return ways[losses.index(min(losses))]
-
-
-def _copy(model: ModelProto) -> ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def weight_bits(options: Quantize) -> int:

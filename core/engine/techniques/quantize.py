@@ -53,6 +53,8 @@ def apply(model: ModelProto, options: Quantize, layers: Mapping[str, int], conte
     _finish(result, source, options)
     left = [node for node in named if node.name in chosen - quantized_layers(result)]
     why = {node.name: reasons.get(node.name) or _reason(node, options.mode) for node in left}
+    if "compensate" in reasons:
+        why["compensate"] = reasons["compensate"]
     if options.agreement > 0 and options.mode == "int8" and not len(context.validation):
         why["agreement"] = UNSEEN
     return Outcome(result, tuple(Skip("quantize", name, reason) for name, reason in why.items()))
@@ -84,9 +86,10 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     shares = [2.0, 3.0 * options.compensate, 1.0, 2.0 * (options.agreement > 0), 1.0]
     calibrating, rounding, choosing, keeping, correcting = stages(context.report, shares)
     answers = Answers(model, context) if len(context.validation) else None
+    nearest = ""
     plain = found = ways.calibrated(model, x, options, chosen, answers, calibrating)
     if options.compensate and answers:
-        found = ways.compensated(plain, options, chosen, answers, replace(context, report=rounding))
+        found, nearest = ways.compensated(plain, options, chosen, answers, replace(context, report=rounding))
     order = [node.name for node in model.graph.node if node.name in chosen]
 
     def write(integers: set[str], in_bytes: Collection[str] = (), per_channel: bool = True) -> ModelProto:
@@ -106,7 +109,7 @@ def _int8(model: ModelProto, options: Quantize, chosen: set[str], context: Conte
     if options.correct and answers:
         result = ways.corrected(result, answers, plain.model, x, correcting)
     onnx_int8.store_in_bytes(result, [name for name, reason in reasons.items() if reason == SLOWER], found.codes)
-    return result, reasons
+    return result, reasons | ({"compensate": nearest} if nearest else {})
 
 
 def _accurate(
