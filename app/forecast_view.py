@@ -182,6 +182,8 @@ def track(known: Forecast | None) -> None:
         st.caption(
             "Each point is a whole network, measured; its prediction comes from all others. What you run joins them."
         )
+        if known.remembered is not None:
+            st.caption(remembered_words(known.remembered, known.baseline))
 
 
 def track_words(found: Track) -> str:
@@ -189,4 +191,13 @@ def track_words(found: Track) -> str:
     return (
         f"Off by {100 * found.error:.1f} points on average over {found.count} measured networks; "
         f"{found.coverage:.0%} lie within their interval (meant: 80 %); rank correlation {found.rank_correlation:.2f}."
+    )
+
+
+def remembered_words(validation: float, test: float) -> str:
+    """What was done about validation images that the network was trained on."""
+    return (
+        f"The original is right on {validation:.1%} of the validation images and {test:.1%} of the test images: it was "
+        "probably trained on the former, and loses less there. So what calibration networks lose is not counted, but "
+        "expected from how sure the original is of each test image. Your own runs are counted on those."
     )

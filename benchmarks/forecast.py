@@ -24,9 +24,10 @@ from core.calibration import NEAR, Point
 from core.engine.calibrate import calibrate, measure_plan
 from core.engine.calibration_plans import COUNT, random_plan
 from core.engine.telling import answers
-from core.forecast import Forecast, calibration_point, sum_kl
+from core.forecast import Forecast
+from core.measured_plans import calibration_point
 from core.plan import key_levels, plan_rows
-from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table
+from core.sensitivity_table import SensitivityTable, append_lines, read_lines, read_table, sum_kl
 
 RESULTS = Path(__file__).parent / "results"
 FITTED = 2000  # images that calibration sees
@@ -139,7 +140,7 @@ def main() -> None:
     points = calibrated(subject, table, args.repaired)
     assert len(points) >= COUNT - 2, "calibration is not complete"
     rows = judged(subject, table, args.recipes, args.images, args.seed)
-    found = summary(subject, Forecast(subject.profile, table, points, 1.0), rows)
+    found = summary(subject, Forecast(subject.profile, table, points, 1.0, images=args.images), rows)
     path = RESULTS / f"forecast-{subject.name}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept[f"seed {args.seed}"] = found

@@ -3,7 +3,8 @@
 A non-decreasing map from the logarithm of the sum to the loss is fitted to the measurements. The interval is conformal
 (Vovk et al. 2005): a quantile of the leave-one-out errors, each as a multiple of what one would expect at its predicted
 loss, the standard error of the count and a share of the loss (normalized: Lei et al. 2018). It is taken separately near
-the original and far from it (Mondrian).
+the original and far from it (Mondrian). Those errors hold the noise of a count over the images that plans were measured
+on; what will be measured is counted over others, often many more, so that the one is taken out and the other put in.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import exp, fsum, log
+from math import exp, fsum, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ Array = NDArray[np.float64]
 CALIBRATION = "calibration"
 NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
+SIGMAS = 1.2816  # that as many normal errors stay within
 SMOOTHING = 0.35  # half-width of the averaging window, in log KL
 BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
 COMMON_BIAS = 0.5  # the same, before it is known what all plans of a network have in common
@@ -41,6 +43,7 @@ class Point:
     plan: Plan | None = None  # where it is known
     error: float = 0.0  # standard error of the loss, from the images whose answer changed
     expected: float | None = None  # the loss as the margins say, which varies less but may be off by BIAS of itself
+    images: int = 0  # that it was counted over; 0: not known
 
     @property
     def estimate(self) -> float:
@@ -92,10 +95,13 @@ def half_width(errors: Array) -> float:
 
 
 class Calibration:
-    """The map from KL to loss that some measured plans give, with its intervals."""
+    """The map from KL to loss that some measured plans give, with its intervals.
 
-    def __init__(self, points: tuple[Point, ...]) -> None:
-        self.points = points
+    `images` is what a predicted loss will be counted over; 0: over as many as the plans were.
+    """
+
+    def __init__(self, points: tuple[Point, ...], images: int = 0) -> None:
+        self.points, self.images = points, images
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
         self.estimate = np.array([p.estimate for p in scaled(points)])
 
@@ -138,6 +144,11 @@ class Calibration:
         drop = read_map(*self._map, kl)
         return drop, self.width(drop)
 
-    def width(self, drop: float) -> float:
-        """Of the interval around a predicted loss."""
-        return float(self._widths[drop >= NEAR] * self.scale(np.array(drop)))
+    def width(self, drop: float, images: int | None = None) -> float:
+        """Of the interval around a predicted loss, as it is counted over `images`."""
+        wide = float(self._widths[drop >= NEAR] * self.scale(np.array(drop)))
+        images, measured = self.images if images is None else images, max(p.images for p in self.points)
+        if not images or not measured:
+            return wide
+        noise = SIGMAS**2 * float(np.interp(drop, *self._noise))
+        return sqrt(max(wide**2 - noise, 0.0) + noise * measured / images)

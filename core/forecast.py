@@ -15,19 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from math import fsum, sqrt
+from math import fsum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from core.calibration import CALIBRATION, Array, Calibration, Point
-from core.candidate import Candidate, Scores
+from core.calibration import Array, Calibration, Point
 from core.errors import RecipeError
 from core.layers import Profile
-from core.plan import key_levels, plan_of, repaired
+from core.measured_plans import calibration_point, run_point
+from core.plan import plan_of, repaired
 from core.recipe import Recipe
-from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read_table
+from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read_table, sum_kl
 from core.workspace import Workspace
 
 Way = tuple[float, float]  # share s, power p: KLs of one technique sum up to (Σ (s · KL)^p)^(1/p)
@@ -84,6 +83,8 @@ class Forecast:
     baseline: float
     measure: str = "accuracy"
     finished: bool = True  # False while plans are still to be measured
+    images: int = 0  # of the test part, over which a predicted accuracy will be counted; 0: not known
+    remembered: float | None = None  # accuracy on validation images that the network was probably trained on
 
     def predict(self, recipe: Recipe) -> Prediction:
         """Under 5 ms for 60 layers."""
@@ -122,7 +123,7 @@ class Forecast:
     def _with(self, repair: bool, ways: Mapping[str, Way]) -> Calibration:
         found = (p for p in self.points if p.repaired == repair)
         kls = ((p, _total(self._sums(p.plan, repair, ways), ways) if p.plan else p.kl) for p in found)
-        return Calibration(tuple(replace(p, kl=kl) for p, kl in kls))
+        return Calibration(tuple(replace(p, kl=kl) for p, kl in kls), self.images)
 
     def total(self, sums: Mapping[str, float], repair: bool) -> float:
         """Nats, from what `sums` gave."""
@@ -167,7 +168,7 @@ class Forecast:
     def checks(self) -> tuple[Check, ...]:
         """Predicted against measured, each point by all others of its kind: for the chart."""
         return tuple(
-            Check(point, drop, known.width(drop))
+            Check(point, drop, known.width(drop, point.images or None))
             for known in self._calibrations
             if len(known.points) >= FEWEST
             for point, drop in zip(known.points, known.left_out.tolist(), strict=True)
@@ -196,12 +197,6 @@ def rank(values: Array) -> Array:
     return ranks
 
 
-def sum_kl(table: SensitivityTable, plan: Plan) -> tuple[float, list[Key]]:
-    """(summed KL in nats, the settings that are not in the table)."""
-    found = {key: table.kl(*key, level) for key, level in plan.items()}
-    return sum(v for v in found.values() if v is not None), [k for k, v in found.items() if v is None]
-
-
 def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     """The forecast of a model on a data set from what is on disk; None before the first sensitivity was measured."""
     folder = workspace.folder("models", model)
@@ -214,35 +209,8 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     rows = read_lines(folder / f"calibration-{Path(data).name}.jsonl")
     points = [p for row in rows[1:] if (p := calibration_point(table, row, measure))]
     runs = workspace.candidates(model, data).items()
-    points += [p for name, found in runs if (p := _run(table, profile, name, found, baseline))]
-    original = baseline.accuracy.value if baseline.accuracy else 1.0
-    return Forecast(
-        profile, table, tuple(points), original, measure, bool(rows) and len(rows) > rows[0].get("plans", 0)
-    )
-
-
-def calibration_point(table: SensitivityTable, row: Mapping[str, Any], measure: str) -> Point | None:
-    """A line of the calibration file; None where the table lacks one of its settings."""
-    plan = key_levels(row["plan"])
-    kl, missing = sum_kl(table, plan)
-    drop = row["drop"].get(measure)
-    if missing or drop is None:
-        return None
-    error = sqrt(max(row["drop"]["agreement"] - drop**2, 0.0) / row.get("images", 1))
-    expected = row["drop"].get(f"expected_{measure}")
-    return Point(kl, drop, CALIBRATION, row.get("repaired", False), plan, error, expected)
-
-
-def _run(table: SensitivityTable, profile: Profile, name: str, candidate: Candidate, baseline: Scores) -> Point | None:
-    """A candidate as a measurement; None where it was trained or ranked, which the table knows nothing about."""
-    try:
-        recipe = Recipe.from_yaml(candidate.recipe)
-        plan, reasons = plan_of(profile, recipe)
-    except RecipeError:  # made by another version of the studio
-        return None
-    kl, missing = sum_kl(table, plan)
-    if reasons or missing or not plan:
-        return None
-    if baseline.accuracy and candidate.scores.accuracy:
-        return Point(kl, baseline.accuracy.value - candidate.scores.accuracy.value, name, repaired(recipe), plan)
-    return Point(kl, 1 - candidate.scores.agreement.value, name, repaired(recipe), plan)
+    points += [p for name, found in runs if (p := run_point(table, profile, name, found, baseline))]
+    original, images = baseline.accuracy.value if baseline.accuracy else 1.0, baseline.agreement.count
+    finished = bool(rows) and len(rows) > rows[0].get("plans", 0)
+    remembered = rows[0].get("remembered") if rows else None
+    return Forecast(profile, table, tuple(points), original, measure, finished, images, remembered)

@@ -45,7 +45,7 @@ def operators_after(operators: Sequence[Operator], net: Network) -> list[Operato
                 left.append(Operator(operator.kind, there, _size_of(part, net), part.name))
                 there = (len(left) - 1,)
             name = parts[-1].name if parts else ""
-            left.append(operator._replace(reads=there, size=_resized(operator, net), layer=name))
+            left.append(Operator(operator.kind, there, _resized(operator, net), name, operator.channels, *operator[5:]))
             now.append(len(left) - 1)
     return _in_bytes(_needed(left), net)
 
@@ -78,7 +78,8 @@ def _needed(operators: Sequence[Operator]) -> list[Operator]:
         for source in operators[at].reads if needed[at] else ():
             needed[source] = True
     place = {at: number for number, at in enumerate(at for at, wanted in enumerate(needed) if wanted)}
-    return [operators[at]._replace(reads=tuple([place[r] for r in operators[at].reads])) for at in place]
+    left = (operators[at] for at in place)
+    return [Operator(x.kind, tuple([place[r] for r in x.reads]), *x[2:]) for x in left]
 
 
 def _follows(operator: Operator, net: Network) -> bool:
@@ -103,10 +104,11 @@ def _in_bytes(operators: list[Operator], net: Network) -> list[Operator]:
         if touched[at] and x.kind in ("Relu", "Clip") and uses.count(x.reads[0]) == 1 and left[reads[0]].reads:
             now.append(reads[0])  # the range of the quantized value does its work
             continue
-        integer = x.kind != IMAGE and (touched[at] or at in read)
-        if integer:
-            x = x._replace(size=x.size // 4, integer=True, channels=tuple((g, each // 4) for g, each in x.channels))
-        left.append(x._replace(reads=reads))
+        if x.kind != IMAGE and (touched[at] or at in read):
+            channels = tuple((group, each // 4) for group, each in x.channels)
+            left.append(Operator(x.kind, reads, x.size // 4, x.layer, channels, True, x.answer))
+        else:
+            left.append(Operator(x.kind, reads, *x[2:]))
         if x.kind == IMAGE and at in read:
             left.append(Operator("QuantizeLinear", (len(left) - 1,), x.size // 4, integer=True))
         now.append(len(left) - 1)

@@ -148,6 +148,12 @@ class SensitivityTable:
         return sum(cell.kl is not None for cell in self.cells.values()) / max(1, expected)
 
 
+def sum_kl(table: SensitivityTable, plan: Plan) -> tuple[float, list[Key]]:
+    """(summed KL in nats, the settings that are not in the table)."""
+    found = {key: table.kl(*key, level) for key, level in plan.items()}
+    return sum(v for v in found.values() if v is not None), [k for k, v in found.items() if v is None]
+
+
 def read_table(path: Path) -> SensitivityTable | None:
     """None before the first line is written. A line cut off by a kill is left out: it is measured again."""
     rows = read_lines(path)

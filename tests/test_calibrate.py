@@ -19,6 +19,7 @@ from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
 from core.engine.graph import trace
+from core.engine.judge import Unseen
 from core.engine.latency_table import operators_of
 from core.engine.models import Model, open_model
 from core.engine.perturb import Network, describe
@@ -29,11 +30,11 @@ from core.engine.tasks import bring_model, measure
 from core.engine.telling import answers
 from core.engine.worker import KINDS
 from core.errors import Cancelled
-from core.forecast import load, sum_kl
+from core.forecast import load
 from core.plan import key_levels, plan_rows
 from core.recipe import Recipe, Step
 from core.recipe_latency import load_latency, predict_latency
-from core.sensitivity_table import LEVELS, Cell, SensitivityTable, read_lines, severity
+from core.sensitivity_table import LEVELS, Cell, SensitivityTable, read_lines, severity, sum_kl
 from core.workspace import Workspace
 
 CARD = ModelCard("tiny", "Tiny", (3, 8, 8), tuple("abc"))
@@ -143,6 +144,27 @@ def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> N
     assert len(read_lines(path)) == 1 + COUNT
     calibrate(network, table, x[:20], y[:20], path, {"images": 20})
     assert {row["images"] for row in read_lines(path)[1:]} == {20}
+
+
+def test_what_unseen_images_lose_is_kept_where_validation_images_are_known_by_heart(
+    network: Network, tmp_path: Path
+) -> None:
+    """Its own answers as labels: right on all of them, while of unseen images, all barely, it is right on half."""
+    path, table, (x, _) = tmp_path / "calibration.jsonl", make_table(network), pictures(200)
+    before = answers(network.module, x)
+    unseen = Unseen(np.full(1000, 0.001), np.where(np.arange(1000) < 500, 1.0, 0.0))
+    calibrate(network, table, x, before.argmax(1), path, {}, unseen=unseen)
+    head, *rows = read_lines(path)
+    assert head["remembered"] == 1.0
+    for row in rows:
+        assert row["unseen"] == 1000
+        assert row["drop"]["unseen_accuracy"] == pytest.approx(row["drop"]["unseen_agreement"] / 2)
+    plan = key_levels(rows[0]["plan"])
+    assert rows[0]["drop"] == measure_plan(network, plan, x, before.argmax(1), before, unseen)
+    calibrate(network, table, x, before.argmax(1), path, {})  # without them it is another calibration
+    head, *rows = read_lines(path)
+    assert "remembered" not in head
+    assert all("unseen_accuracy" not in row["drop"] and "unseen" not in row for row in rows)
 
 
 def test_the_job_leaves_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

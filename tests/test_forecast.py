@@ -16,11 +16,12 @@ from core.calibration import ERROR, Calibration, Point, expected_factor, fit, ha
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
-from core.forecast import Forecast, load, rank, sum_kl
+from core.forecast import Forecast, load, rank
 from core.layers import Feed, Group, Layer, Profile
-from core.plan import RANKED, TRAINED, plan_of, steps_of
+from core.measured_plans import calibration_point
+from core.plan import RANKED, TRAINED, plan_of, plan_rows, steps_of
 from core.recipe import Recipe, Step
-from core.sensitivity_table import LEVELS, Cell, Plan, SensitivityTable, append_lines, row_of, severity
+from core.sensitivity_table import LEVELS, Cell, Plan, SensitivityTable, append_lines, row_of, severity, sum_kl
 from core.workspace import Workspace, write_json
 
 
@@ -99,6 +100,25 @@ def test_the_interval_grows_with_the_loss() -> None:
     assert Calibration(points(10)).scale(np.array(0.0)) == pytest.approx(ERROR)  # nothing said how many images
 
 
+def test_the_interval_has_the_noise_of_the_images_that_will_be_counted() -> None:
+    """Half-width 3 by plans whose count is 1 point off: 80 % of its noise is 1.2816. Over four times the images that is
+    halved, over a quarter doubled; what else the map is off by stays."""
+    counted = tuple(replace(p, error=0.01, images=2000) for p in points(10))
+
+    def width(images: int) -> float:
+        known = Calibration(counted, images)
+        known.__dict__["_widths"] = (0.03 / float(known.scale(np.array(0.02))), 1.0)
+        return known.width(0.02)
+
+    noise, rest = 0.012816**2, 0.03**2 - 0.012816**2
+    assert width(0) == width(2000) == pytest.approx(0.03)
+    assert width(8000) == pytest.approx(np.sqrt(rest + noise / 4), rel=1e-3)
+    assert width(500) == pytest.approx(np.sqrt(rest + noise * 4), rel=1e-3)
+    known = Calibration(counted, 8000)
+    known.__dict__["_widths"] = (0.001, 1.0)  # plans that happen to agree: never narrower than the count itself
+    assert known.width(0.02) == pytest.approx(0.012816 / 2, rel=1e-3)
+
+
 def test_what_all_expected_losses_have_in_common_is_learned_from_the_counts() -> None:
     """Counted twice what was expected, surely: 2. Within the counts' error it stays with 1. Far ones do not say."""
     sure = [Point(1.0, 2 * x, "a", error=0.001, expected=x) for x in (0.01, 0.02, 0.03)]
@@ -116,6 +136,24 @@ def test_counted_and_expected_losses_are_weighted_by_what_each_may_be_off() -> N
     assert Point(1.0, 0.03, "a", error=0.004, expected=0.02).estimate == pytest.approx(0.025)
     assert Point(1.0, 0.03, "a", error=0.0, expected=0.02).estimate == pytest.approx(0.03)
     assert Point(1.0, 0.03, "a", error=0.004).estimate == 0.03
+
+
+def test_a_measured_plan_becomes_a_point() -> None:
+    """Of 2,000 images 4 % changed and 1 % were lost. Of 5,000 unseen ones 9 % are expected to change, 3 % to be lost:
+    0.42 points of error as a count, and 0.9, a third of the loss, as an expectation."""
+    lost = {"agreement": 0.04, "accuracy": 0.01, "expected_accuracy": 0.012}
+    row = {"plan": plan_rows({("a", "prune_channels"): 0.5}), "repaired": True, "images": 2000, "drop": lost}
+    point = calibration_point(TABLE, row, "accuracy")
+    assert point is not None
+    assert (point.drop, point.expected, point.images, point.repaired) == (0.01, 0.012, 2000, True)
+    assert point.error == pytest.approx(np.sqrt((0.04 - 0.01**2) / 2000))
+    known = {**row, "unseen": 5000, "drop": {**lost, "unseen_agreement": 0.09, "unseen_accuracy": 0.03}}
+    point = calibration_point(TABLE, known, "accuracy")
+    assert point is not None
+    assert (point.drop, point.expected, point.images) == (0.03, None, 5000)
+    assert point.error == pytest.approx(np.hypot(0.00422, 0.009), rel=1e-2)
+    assert calibration_point(TABLE, {**row, "drop": {"agreement": 0.1}}, "accuracy") is None
+    assert calibration_point(TABLE, {**row, "plan": [["gone", "factorize", 0.5]]}, "accuracy") is None
 
 
 @given(st.lists(st.integers(0, 5).map(float), min_size=1, max_size=9))

@@ -203,6 +203,12 @@ def test_how_right_the_forecast_was_is_on_the_page(space: Workspace) -> None:
     tab.run()
     assert not tab.exception, tab.exception
     assert "over 32 measured networks" in words(tab)
+    assert "validation images" not in words(tab)
+    (file,) = space.folder("models", "net-1").glob("calibration-*")
+    head, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps({**json.loads(head), "remembered": 0.999}), *rows, ""]))
+    tab.run()
+    assert "right on 99.9% of the validation images" in words(tab)
 
 
 def test_without_operator_times_latency_is_left_out(space: Workspace) -> None:

@@ -16,7 +16,9 @@ from core.engine.judge import (
     expected_loss,
     expected_losses,
     margins,
+    remembered,
     standard_error,
+    unseen_changes,
     unseen_losses,
 )
 
@@ -84,6 +86,7 @@ def test_what_unseen_images_are_worth_by_hand() -> None:
     assert unseen.worth.tolist() == [1.0, -1.0, 0.0]
     before = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0]], np.float32)
     after = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], np.float32)  # a = 1 and s = 1, as above
+    np.testing.assert_allclose(unseen_changes(before, after, unseen), norm.cdf(-3))
     np.testing.assert_allclose(unseen_losses(before, after, unseen), norm.cdf(-3) * unseen.worth)
     assert not unseen_losses(before, before, unseen).any()
 
@@ -99,6 +102,18 @@ def test_images_known_by_heart_do_not_hide_what_others_lose() -> None:
     truth = counted_loss(fresh, changed[0], y)
     assert unseen_losses(known, changed[1], Unseen.of(fresh, y)).mean() == pytest.approx(truth, rel=0.15)
     assert expected_loss(known, changed[1], y[:2000]) < 0.5 * truth
+
+
+@pytest.mark.parametrize(("right_here", "count", "known"), [(1.0, 400, True), (0.93, 400, False), (0.95, 100, False)])
+def test_images_are_known_by_heart_where_many_more_are_right(right_here: float, count: int, known: bool) -> None:
+    """Of unseen images 90 % are right. 93 % of 400 may be luck (1.3 % each), and so may 95 % of 100 (2.2 %)."""
+    y = np.zeros(1000, np.int64)
+    unseen = Unseen(np.ones(1000), np.where(np.arange(1000) < 900, 1.0, 0.0))
+    before = np.zeros((count, 2), np.float32)
+    before[np.arange(count), (np.arange(count) >= right_here * count).astype(int)] = 1
+    assert remembered(before, y[:count], unseen) is known
+    assert not remembered(before, None, unseen)
+    assert not remembered(before, y[:count], None)
 
 
 def test_few_or_unlabelled_images_tell_nothing(tmp_path: Path) -> None:

@@ -2,48 +2,62 @@
 
 Each is measured on the validation images, beside the original's answers on the same images, and saved at once: first
 with the settings alone, written into the weights, then as many again with what remains repaired, by running the
-techniques themselves.
+techniques themselves. Of a network that was probably trained on those images, what unseen ones are expected to lose is
+kept as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from core.engine.calibration_plans import calibration_plans
 from core.engine.context import Report, silent
 from core.engine.data import Data
-from core.engine.judge import counted_loss, expected_loss
+from core.engine.judge import (
+    Unseen,
+    counted_loss,
+    expected_loss,
+    remembered,
+    unseen_changes,
+    unseen_losses,
+)
 from core.engine.models import Model
 from core.engine.perturb import Network, perturb, swapped
 from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.engine.telling import answers
-from core.forecast import sum_kl
 from core.plan import key_levels, plan_rows, steps_of
-from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines
+from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines, sum_kl
 
 MENDING = 8  # times as long as a plan that is not repaired, for the progress bar
 
 
-def measure_plan(network: Network, plan: Plan, x: Tensor, y: Tensor | None, before: Tensor) -> dict[str, float]:
+def measure_plan(
+    network: Network, plan: Plan, x: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None = None
+) -> dict[str, float]:
     """What a plan loses on images x (n, c, h, w) whose original answers are `before` (n, classes)."""
     with swapped(network.module, perturb(network, plan)):
-        return lost(answers(network.module, x), y, before)
+        return lost(answers(network.module, x), y, before, unseen)
 
 
-def lost(after: Tensor, y: Tensor | None, before: Tensor) -> dict[str, float]:
+def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None = None) -> dict[str, float]:
     """Shares of images, from logits (n, classes): answers that changed and, with labels, right answers that went.
 
-    Counted, and as expected from how far margins moved, which varies less from one set of images to another.
+    Counted, and as expected from how far margins moved, which varies less from one set of images to another; and so
+    expected of `unseen` images.
     """
     old, new = before.numpy(), after.numpy()
     shares = {}
     for name, wanted in [("agreement", None)] + ([] if y is None else [("accuracy", y.numpy())]):
         shares[name] = counted_loss(old, new, wanted)
         shares[f"expected_{name}"] = expected_loss(old, new, wanted)
+    if unseen:
+        shares["unseen_agreement"] = float(unseen_changes(old, new, unseen).mean())
+        shares["unseen_accuracy"] = float(unseen_losses(old, new, unseen).mean())
     return shares
 
 
@@ -64,32 +78,51 @@ def calibrate(
     about: Mapping[str, object],
     report: Report = silent,
     subject: tuple[Model, Data] | None = None,
+    unseen: Unseen | None = None,
 ) -> None:
     """Measure what of the calibration plans is not in `path` yet; a file of other circumstances is begun anew.
 
-    With `subject`, the model and data that the techniques themselves run on, repaired plans too.
+    With `subject`, the model and data that the techniques run on, repaired plans too. `unseen` is asked where the
+    network was probably trained on x.
     """
+    before = answers(network.module, x)
+    head = _head(about, before, y, unseen)
+    if "remembered" not in head:
+        unseen = None
     todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
     if subject:
         todo += [(plan, True) for plan in calibration_plans(network.profile, table.repaired, mended=True)]
-    rows = read_lines(path)
-    if not rows or rows[0].get("about") != dict(about):
-        path.unlink(missing_ok=True)
-        rows = [{"about": dict(about), "plans": len(todo)}]
-        append_lines(path, rows)
+    rows = _begun(path, head, len(todo))
     done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
-    before = answers(network.module, x)
+    cost = [MENDING if mended else 1 for _, mended in todo]
     for number, (plan, mended) in enumerate(todo):
         settings = plan_rows(plan)
         if (frozenset(key_levels(settings).items()), mended) in done:
             continue
         kind = "repaired plan" if mended else "plan"
-        cost = [MENDING if mended else 1 for _, mended in todo]
         report(sum(cost[:number]) / sum(cost), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
         if subject and mended:
-            found = lost(answers(mend(plan, *subject, path.parent / "scratch"), x), y, before)
+            found = lost(answers(mend(plan, *subject, path.parent / "scratch"), x), y, before, unseen)
         else:
-            found = measure_plan(network, plan, x, y, before)
+            found = measure_plan(network, plan, x, y, before, unseen)
         row = {"plan": settings, "repaired": mended, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
-        append_lines(path, [row])
+        append_lines(path, [{**row, "unseen": len(unseen.margins)} if unseen else row])
     report(1.0, "Forecast calibrated")
+
+
+def _head(about: Mapping[str, object], before: Tensor, y: Tensor | None, unseen: Unseen | None) -> dict[str, object]:
+    """The circumstances, and how often the original is right on images that it was probably trained on."""
+    right = None if y is None else y.numpy()
+    if right is None or not remembered(before.numpy(), right, unseen):
+        return {"about": dict(about)}
+    return {"about": dict(about), "remembered": float((before.numpy().argmax(1) == right).mean())}
+
+
+def _begun(path: Path, head: Mapping[str, object], plans: int) -> list[dict[str, Any]]:
+    """The lines that are there, the first of them the circumstances; a file of others is begun anew."""
+    rows = read_lines(path)
+    if not rows or {k: v for k, v in rows[0].items() if k != "plans"} != head:
+        path.unlink(missing_ok=True)
+        rows = [{**head, "plans": plans}]
+        append_lines(path, rows)
+    return rows

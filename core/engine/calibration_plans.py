@@ -15,10 +15,9 @@ from core.allocate import Allocation
 from core.choices import Choices
 from core.engine.sensitivity import rows_of
 from core.errors import StudioError
-from core.forecast import sum_kl
 from core.layers import Profile
 from core.plan import key_levels, plan_rows
-from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity
+from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity, sum_kl
 from core.spending import KINDS
 
 COUNT = 16  # fewer leave the interval useless

@@ -27,6 +27,7 @@ from core.engine.data import Images
 
 Array = NDArray[np.float64]
 TELLING = 1000  # unseen images from which margins tell more than on the images that are looked at
+MEMORY = 0.02  # how much more often a network is right on images that it was trained on, at least
 
 
 def expected_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> float:
@@ -81,14 +82,29 @@ class Unseen:
         return cls.of(read_logits(answers), images.y)
 
 
+def remembered(before: NDArray[np.float32], y: NDArray[np.int64] | None, unseen: Unseen | None) -> bool:
+    """Whether the original was probably trained on these images: it is right on more of them than of unseen ones, by
+    MEMORY and three standard errors. Logits (n, classes), labels (n,)."""
+    if y is None or unseen is None:
+        return False
+    here, there = before.argmax(1) == y, unseen.worth == 1
+    more = float(here.mean() - there.mean())
+    return more > max(MEMORY, 3 * float(np.hypot(standard_error(here), standard_error(there))))
+
+
 def unseen_losses(before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen) -> Array:
     """What each unseen image is expected to add to the loss of accuracy, (n,), from logits of other images."""
+    return unseen_changes(before, after, unseen) * unseen.worth
+
+
+def unseen_changes(before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen) -> Array:
+    """How probable it is that the answer to each unseen image changes, (n,)."""
     wanted = before.argmax(1)
     moved = _moved(margins(before, wanted), margins(after, wanted))
     if not np.ptp(moved) > 0:
         return np.zeros(len(unseen.margins))
-    lost: Array = ndtr(-(unseen.margins + moved.mean()) / moved.std()) * unseen.worth
-    return lost
+    changed: Array = ndtr(-(unseen.margins + moved.mean()) / moved.std())
+    return changed
 
 
 def counted_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64] | None) -> Array:
@@ -98,7 +114,7 @@ def counted_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: N
     return lost
 
 
-def standard_error(losses: Array) -> float:
+def standard_error(losses: NDArray[np.float64] | NDArray[np.bool_]) -> float:
     """Of their mean."""
     return float(losses.std() / np.sqrt(len(losses)))
 

@@ -15,6 +15,7 @@ import torch
 from core.engine.calibrate import calibrate
 from core.engine.context import Report, silent
 from core.engine.data import Data, Images, to_tensor
+from core.engine.judge import Unseen
 from core.engine.latency_job import measure_latency
 from core.engine.models import Model
 from core.engine.perturb import describe
@@ -46,7 +47,9 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
         write_json(times, measure_latency(model, data, profile, part(report, 0.12, 0.25)).to_json())
     x, y = _tensors(data.validation, CALIBRATION_IMAGES, model.card)
     plans = folder / f"calibration-{data_id}.jsonl"
-    calibrate(network, table, x, y, plans, {**about, "images": len(x)}, part(report, 0.25, 1.0), (model, data))
+    unseen = Unseen.read(folder / f"baseline-{data_id}.npz", data.test)
+    about |= {"images": len(x)}
+    calibrate(network, table, x, y, plans, about, part(report, 0.25, 1.0), (model, data), unseen)
     return {"cells": len(table.cells), "plans": len(plans.read_text(encoding="utf-8").splitlines()) - 1}
 
 
