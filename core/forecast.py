@@ -2,9 +2,11 @@
 
 The KL divergences of a recipe's settings, each measured alone, are summed, and `core.calibration` turns nats into
 points. Channels removed from many layers of a deep network lose more together than the sum of each alone: their errors
-have one direction, so that it is more nearly the roots that add up. Plans that repair what remains have a map of their
-own: they lose far less at the same KL, and how much less depends on the technique. Both are what makes the measured
-plans predict each other best. Everything the user runs joins the measurements. Beyond the largest it says so.
+have one direction, so that it is more nearly the roots that add up, repaired or not: of ResNet-56 with an eighth of the
+channels of every layer gone and repaired, 92.3 % are left, and a plain sum foretold 90.1 to 91.1. Plans that repair
+what remains have a map of their own: they lose far less at the same KL, and how much less depends on the technique.
+Both are what makes the measured plans predict each other best. Everything the user runs joins the measurements. Beyond
+the largest it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -34,7 +36,7 @@ FEWEST = 6  # measurements below which no number is shown
 WAYS: dict[bool, dict[str, tuple[Way, ...]]] = {  # tried without repair and with it; factors are the best there are
     False: {"prune_channels": tuple((1.0, power) for power in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5))},
     True: {
-        "prune_channels": tuple((share, 1.0) for share in (1.0, 0.3, 0.1, 0.03)),
+        "prune_channels": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0, 0.8, 0.6))),
         "prune_weights": tuple((share, 1.0) for share in (1.0, 0.3, 0.1)),
     },
 }
@@ -153,16 +155,18 @@ class Forecast:
         return self._best_ways(False), self._best_ways(True)
 
     def _best_ways(self, repair: bool) -> dict[str, Way]:
-        options = [dict(zip(WAYS[repair], ways, strict=True)) for ways in product(*WAYS[repair].values())]
+        best = {technique: ways[0] for technique, ways in WAYS[repair].items()}
         if sum(p.repaired == repair and p.plan is not None for p in self.points) < FEWEST:
-            return options[0]
+            return best
 
         def error(ways: Mapping[str, Way]) -> float:
             known = self._with(repair, ways)
             off, size = np.abs(known.left_out - known.estimate), known.left_out + np.abs(known.estimate)
             return float(np.mean(off / (size + NOTED)))
 
-        return min(options, key=error)
+        for technique, ways in WAYS[repair].items():  # one after the other: all pairs would take four times as long
+            best = min(({**best, technique: way} for way in ways), key=error)
+        return best
 
     @cached_property
     def checks(self) -> tuple[Check, ...]:

@@ -2,7 +2,7 @@
 
 A plan is measured on validation images. Where the network was probably trained on them, small losses are three times as
 large on others, so that what is expected of unseen images stands in its place (`core/engine/judge.py`). That has no
-noise of a count, but was found up to 1.6 times too large, and a fifth too small.
+noise of a count, but was found up to 1.6 times too large and a fifth too small.
 """
 
 from __future__ import annotations

@@ -48,16 +48,18 @@ def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None 
     """Shares of images, from logits (n, classes): answers that changed and, with labels, right answers that went.
 
     Counted, and as expected from how far margins moved, which varies less from one set of images to another; and so
-    expected of `unseen` images.
+    expected of `unseen` images. Large moves tell less than the count, as a share of what there is to lose.
     """
     old, new = before.numpy(), after.numpy()
     shares = {}
     for name, wanted in [("agreement", None)] + ([] if y is None else [("accuracy", y.numpy())]):
         shares[name] = counted_loss(old, new, wanted)
         shares[f"expected_{name}"] = expected_loss(old, new, wanted)
-    if unseen:
-        shares["unseen_agreement"] = float(unseen_changes(old, new, unseen).mean())
-        shares["unseen_accuracy"] = float(unseen_losses(old, new, unseen).mean())
+    if unseen and y is not None:
+        left = float((unseen.worth == 1).mean() / (old.argmax(1) == y.numpy()).mean())
+        changed, gone = (float(f(old, new, unseen).mean()) for f in (unseen_changes, unseen_losses))
+        shares["unseen_agreement"] = max(changed, shares["agreement"])
+        shares["unseen_accuracy"] = max(gone, shares["accuracy"] * left)
     return shares
 
 
