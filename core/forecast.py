@@ -36,10 +36,12 @@ FEWEST = 6  # measurements below which no number is shown
 WAYS: dict[bool, dict[str, tuple[Way, ...]]] = {  # tried without repair and with it; factors are the best there are
     False: {"prune_channels": tuple((1.0, power) for power in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5))},
     True: {
-        "prune_channels": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0, 0.8, 0.6))),
-        "prune_weights": tuple((share, 1.0) for share in (1.0, 0.3, 0.1)),
+        "prune_channels": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0, 0.6))),
+        "factorize": tuple(product((1.0, 0.3, 0.1), (1.0, 0.6))),
+        "prune_weights": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0,))),
     },
 }
+ROUNDS = 2  # over the techniques, one after the other: all combinations would take five times as long
 ALONE: Way = (1.0, 1.0)
 NOTED = 0.02  # losses that are small against this are alike
 
@@ -164,7 +166,7 @@ class Forecast:
             off, size = np.abs(known.left_out - known.estimate), known.left_out + np.abs(known.estimate)
             return float(np.mean(off / (size + NOTED)))
 
-        for technique, ways in WAYS[repair].items():  # one after the other: all pairs would take four times as long
+        for technique, ways in list(WAYS[repair].items()) * ROUNDS:
             best = min(({**best, technique: way} for way in ways), key=error)
         return best
 

@@ -14,7 +14,7 @@ from core.cards import ModelCard
 from core.choices import Choices
 from core.engine import latency_job
 from core.engine.calibrate import calibrate, lost, measure_plan, mend
-from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, random_plan, rivals
+from core.engine.calibration_plans import COUNT, RANGE, alike, calibration_plans, random_plan, rivals
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -96,6 +96,15 @@ def test_each_plan_is_measured_once_and_the_first_ones_span_the_range(network: N
         kl = [sum_kl(table, plan)[0] for plan in plans]
         assert (kl[0], kl[1]) == (max(kl), min(kl))
         assert sorted(kl[:6])[1] < sorted(kl)[len(kl) // 2] < sorted(kl[:6])[4]
+
+
+def test_what_one_slider_makes_is_among_the_repaired_plans(network: Network) -> None:
+    plans = calibration_plans(network.profile, make_table(network), mended=True)
+    for plan in alike(network.profile):
+        assert len(set(plan.values())) == 1
+        assert plan in plans
+    assert [set(plan) for plan in alike(network.profile)][-1] == {(name, "prune_weights") for name in ("0", "2", "5")}
+    assert not any(plan in calibration_plans(network.profile, make_table(network)) for plan in alike(network.profile))
 
 
 def test_rivals_keep_within_the_budget(network: Network) -> None:

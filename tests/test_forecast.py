@@ -202,6 +202,18 @@ def parts(plan: Plan) -> tuple[str, list[float]]:
     return next(iter(plan))[1], [TABLE.kl(*key, level) or 0.0 for key, level in plan.items()]
 
 
+def test_repaired_channels_of_several_layers_lose_more_together() -> None:
+    """A tenth of theirs counts, and the powers of 0.6 add up; factors are added as they are."""
+    levels, both = (0.1, 0.2, 0.35, 0.5, 0.7), ("a", "ab")
+    plans = [{(name, "prune_channels"): x for name in names} for x in levels for names in both]
+    plans += [{(name, "factorize"): x for name in names} for x in levels for names in both]
+    found = [(technique, np.array(kls)) for technique, kls in map(parts, plans)]
+    true = [0.1 * (kls**0.6).sum() ** (1 / 0.6) if t == "prune_channels" else kls.sum() for t, kls in found]
+    known = tuple(Point(kl, 0.1 * kl, "calibration", True, plan) for plan, kl in zip(plans, true, strict=True))
+    ways = Forecast(PROFILE, TABLE, known, baseline=0.9).ways(True)
+    assert (ways["prune_channels"], ways["factorize"]) == ((0.1, 0.6), (1.0, 1.0))
+
+
 def test_what_repair_leaves_of_each_technique_is_read_from_measured_plans() -> None:
     """Pruned channels lose a tenth of what factors of the same KL do; at equal KL both are predicted right."""
     plans = [

@@ -1,6 +1,9 @@
 """The whole-network plans that tier 2 measures: on the allocation's own path, where users will look, beside uniform and
 weight-error plans of the same cost; the rest are random mixes of techniques, spread evenly over the logarithm of
 predicted KL. The most telling come first: the ends of the range, then the middles of what is left.
+
+With repair also what one slider for all layers makes: at the same KL it loses less than the allocation's plans, which
+take most where the table happens to be too low.
 """
 
 from __future__ import annotations
@@ -29,8 +32,11 @@ AT_ONCE = 2  # techniques of a random plan that is repaired: each repairs the wh
 SHARE_LEFT = 0.4  # of the layers that a random plan leaves alone, per technique group
 PATHS = {  # kind of cost, technique, plans on the path, how many of them get rivals; without repair and with
     False: (("macs", "prune_channels", 3, 0), ("weight_bytes", "quantize", 3, 1)),
-    True: (("macs", "prune_channels", 4, 2), ("weight_bytes", "factorize", 2, 0)),
+    True: (("macs", "prune_channels", 3, 1), ("weight_bytes", "factorize", 2, 0)),
 }
+ALIKE = (  # technique, level of all layers
+    ("prune_channels", 0.25), ("factorize", 0.5), ("prune_weights", 0.5), ("prune_weights", 0.7),
+)  # fmt: skip
 UNIFORM = {"prune_channels": tuple(i / 40 for i in range(1, 39))}  # finer than the table's own levels
 
 
@@ -39,7 +45,8 @@ def calibration_plans(
 ) -> list[Plan]:
     """The same plans every time, for the same table."""
     rng = np.random.default_rng(seed)
-    found = {_settings(plan): plan for plan in path_plans(profile, table, mended)[:count]}
+    plans = path_plans(profile, table, mended) + (alike(profile) if mended else [])
+    found = {_settings(plan): plan for plan in plans[:count]}
     for aim in np.geomspace(*(MENDED_RANGE if mended else RANGE), count - len(found)):
         techniques = rng.permutation(MENDED)[:AT_ONCE].tolist() if mended else tuple(LEVELS)
         for _ in range(ATTEMPTS):  # in a tiny network one may be drawn twice, or change nothing
@@ -50,6 +57,12 @@ def calibration_plans(
     plans = list(found.values())
     plans.sort(key=lambda plan: sum_kl(table, plan)[0])
     return [plans[i] for i in spread_first(len(plans))]
+
+
+def alike(profile: Profile) -> list[Plan]:
+    """The same level for every layer, of each technique that repairs and has any."""
+    plans = [{(name, technique): level for name in rows_of(profile, technique)} for technique, level in ALIKE]
+    return [plan for plan in plans if plan]
 
 
 def _settings(plan: Plan) -> frozenset[tuple[Key, float]]:
