@@ -197,7 +197,8 @@ def track_words(found: Track) -> str:
 def remembered_words(validation: float, test: float) -> str:
     """What was done about validation images that the network was trained on."""
     return (
-        f"The original is right on {validation:.1%} of the validation images and {test:.1%} of the test images: it was "
-        "probably trained on the former, and loses less there. So what calibration networks lose is not counted, but "
-        "expected from how sure the original is of each test image. Your own runs are counted on those."
+        f"The original is right on {100 * validation:.2f} % of the validation images and {100 * test:.2f} % of the "
+        "test images: it was probably trained on the former, and loses less there. So small losses of calibration "
+        "networks are not counted, but expected from how sure the original is of each test image. Your own runs are "
+        "counted on those."
     )

@@ -208,7 +208,7 @@ def test_how_right_the_forecast_was_is_on_the_page(space: Workspace) -> None:
     head, *rows = file.read_text().splitlines()
     file.write_text("\n".join([json.dumps({**json.loads(head), "remembered": 0.999}), *rows, ""]))
     tab.run()
-    assert "right on 99.9% of the validation images" in words(tab)
+    assert "right on 99.90 % of the validation images" in words(tab)
 
 
 def test_without_operator_times_latency_is_left_out(space: Workspace) -> None:
