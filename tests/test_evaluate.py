@@ -159,3 +159,11 @@ def test_an_uploaded_file_is_matched_by_the_names_its_nodes_stand_for(file: Path
     onnx.save(proto, tmp_path / "theirs.onnx")
     found = evaluate.layer_error(tmp_path / "theirs.onnx", file, tiny_data().calibration, CARD)
     assert found == dict.fromkeys(("stem", "block.0", "block.2", "down", "head"), 0.0)
+
+
+def test_channels_that_were_scaled_up_are_scaled_back() -> None:
+    """Three times and five times as large: as before. A tenth larger is an error, and so is a channel of other sign."""
+    there = np.random.default_rng(0).standard_normal((4, 4, 3, 3))
+    factors = np.array([3.0, 5.0, 1.1, -1.0])[:, None, None]
+    expected = there * np.array([1.0, 1.0, 1.1, -1.0])[:, None, None]
+    np.testing.assert_allclose(evaluate.scaled_back(there, there * factors), expected)

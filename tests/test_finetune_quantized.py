@@ -52,7 +52,7 @@ def exported(sparsity: float) -> ModelProto:
 
 
 @cache
-def quantized(kind: str, sparsity: float = 0.0, weights: str = "8") -> ModelProto:
+def quantized(kind: str, sparsity: float = 0.0, weights: str = "auto") -> ModelProto:
     """int8, another mode of the same step, or weights of some bits."""
     if kind.isdigit():
         return quantize_weights.apply(exported(sparsity), QuantizeWeights(int(kind)), {}, tiny_context()).model  # type: ignore[no-any-return]
@@ -61,7 +61,7 @@ def quantized(kind: str, sparsity: float = 0.0, weights: str = "8") -> ModelProt
 
 
 @cache
-def trained(kind: str, sparsity: float = 0.0, weights: str = "8", epochs: int = 6) -> Outcome:
+def trained(kind: str, sparsity: float = 0.0, weights: str = "auto", epochs: int = 6) -> Outcome:
     context = replace(tiny_context(network=pruned(sparsity)), train=draw(1200, 2), validation=VALIDATION)
     options = replace(OPTIONS, epochs=epochs)
     return finetune_quantized.apply(quantized(kind, sparsity, weights), options, {}, context)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine import runtime
+from core.engine.calibrated import weight_bits
 from core.engine.context import silent
 from core.engine.formats import onnx_answers, onnx_int8, onnx_rewrites, onnx_writer
+from core.options import Quantize
 
 CARD = ModelCard("net", "Net", (3, 8, 8), tuple("abcd"))
 X = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
@@ -46,7 +48,7 @@ def integer(end: str, folder: Path) -> tuple[ModelProto, ModelProto]:
     onnx_writer.export(Ending(end).eval(), CARD, folder / "float.onnx")
     plain = onnx.load(folder / "float.onnx")
     onnx_rewrites.average_whole_maps(plain)
-    return plain, onnx_int8.write(onnx_int8.calibrate(plain, X, "minmax", silent), ())
+    return plain, onnx_int8.write(onnx_int8.calibrate(plain, X, "minmax", silent), (), bits=weight_bits(Quantize()))
 
 
 def answers(model: ModelProto) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.engine import runtime
+from core.engine.calibrated import weight_bits
 from core.engine.context import Context, silent
 from core.engine.data import Images, to_input
 from core.engine.formats import onnx_bias, onnx_facts, onnx_int8, onnx_writer
@@ -58,7 +59,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> ModelProto:
 
 @pytest.fixture(scope="module")
 def integer(plain: ModelProto) -> ModelProto:
-    return onnx_int8.write(onnx_int8.calibrate(plain, SEEN, "minmax", silent), ())
+    return onnx_int8.write(onnx_int8.calibrate(plain, SEEN, "minmax", silent), (), bits=weight_bits(Quantize()))
 
 
 def copied(model: ModelProto) -> ModelProto:

@@ -177,7 +177,7 @@ def test_layer_errors_are_measured_past_the_quantization(plain: ModelProto, tmp_
     onnx_writer.save(quantize.apply(plain, Quantize(), {}, tiny_context()).model, tmp_path / "b.onnx")
     errors = evaluate.layer_error(tmp_path / "a.onnx", tmp_path / "b.onnx", tiny_data().calibration, CARD)
     assert set(errors) == LAYERS
-    assert all(0 < error < 0.1 for error in errors.values())
+    assert all(0 < error < 0.1 for error in errors.values()), errors
 
 
 def test_without_calibration_images_it_says_what_to_do(plain: ModelProto) -> None:

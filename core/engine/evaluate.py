@@ -26,6 +26,7 @@ from core.errors import ModelError
 BATCH = 250
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 ERROR_IMAGES = 64  # calibration images for the error of each layer
+SCALED = 1.2  # times; int8 alone changes a channel by a few percent
 LAYERS = {*onnx_names.WEIGHTED, "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"}
 
 Logits = NDArray[np.float32]
@@ -106,7 +107,8 @@ def layer_error(original: Path, candidate: Path, images: Images, card: ModelCard
     """Layer → |candidate - original| / |original| (L2 over all images) of the layer's own output, in file order.
 
     Outputs are taken past the ReLU that follows, which quantization merges into the layer. Layers are matched by the
-    names of their nodes; one that was split is compared at its last part. A changed shape cannot be compared.
+    names of their nodes; one that was split is compared at its last part. A changed shape cannot be compared. Channels
+    that quantization scaled up, for the layers behind to scale down, are scaled down first.
     """
     x = to_input(images.x[:ERROR_IMAGES], card)
     before, after = onnx.load(original), onnx.load(candidate)
@@ -118,12 +120,21 @@ def layer_error(original: Path, candidate: Path, images: Images, card: ModelCard
         return {}
     first = onnx_facts.run_for(before, list({name for name, _ in pairs.values()}), x)
     second = onnx_facts.run_for(after, list({name for _, name in pairs.values()}), x)
-    errors = {}
+    errors, integer = {}, any(node.op_type == "QuantizeLinear" for node in after.graph.node)
     for layer, (name, other) in pairs.items():
         there, here = first[name].astype(np.float64), second[other].astype(np.float64)
         if there.shape == here.shape and (scale := float(np.linalg.norm(there))):
+            here = scaled_back(there, here) if integer and there.ndim == 4 else here
             errors[layer] = float(np.linalg.norm(here - there)) / scale
     return errors
+
+
+def scaled_back(there: NDArray[np.float64], here: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`here` (n, c, h, w) with the channels divided that are larger than `there` by more than rounding can make them:
+    equalization (`onnx_equalize.py`) multiplies by 1 to 16."""
+    gain = (there * here).sum((0, 2, 3)) / np.maximum((there**2).sum((0, 2, 3)), 1e-30)
+    back: NDArray[np.float64] = here / np.where(gain > SCALED, gain, 1.0)[:, None, None]
+    return back
 
 
 def _pairs(before: ModelProto, after: ModelProto) -> dict[str, tuple[str, str]]:
