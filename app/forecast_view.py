@@ -176,20 +176,22 @@ def track(known: Forecast | None) -> None:
             return
         found = known.track()
         assert found is not None
-        st.markdown(track_words(found))
-        drawn = forecast_chart.checks(known.checks, known.measure)
+        expected = known.remembered is not None
+        st.markdown(track_words(found, "" if expected else "measured "))
+        drawn = forecast_chart.checks(known.checks, known.measure, expected)
         plot(drawn, "checks")
         st.caption(
-            "Each point is a whole network, measured; its prediction comes from all others. What you run joins them."
+            f"Each point is a whole network{'' if expected else ', measured'}; its prediction comes from all others. "
+            "What you run joins them."
         )
         if known.remembered is not None:
             st.caption(remembered_words(known.remembered, known.baseline))
 
 
-def track_words(found: Track) -> str:
+def track_words(found: Track, kind: str = "measured ") -> str:
     """One sentence."""
     return (
-        f"Off by {100 * found.error:.1f} points on average over {found.count} measured networks; "
+        f"Off by {100 * found.error:.1f} points on average over {found.count} {kind}networks; "
         f"{found.coverage:.0%} lie within their interval (meant: 80 %); rank correlation {found.rank_correlation:.2f}."
     )
 

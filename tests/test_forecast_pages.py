@@ -209,6 +209,8 @@ def test_how_right_the_forecast_was_is_on_the_page(space: Workspace) -> None:
     file.write_text("\n".join([json.dumps({**json.loads(head), "remembered": 0.999}), *rows, ""]))
     tab.run()
     assert "right on 99.90 % of the validation images" in words(tab)
+    assert "over 32 networks" in words(tab)
+    assert "measured networks" not in words(tab), "what they lose is then expected, not measured"
 
 
 def test_without_operator_times_latency_is_left_out(space: Workspace) -> None:
@@ -285,6 +287,10 @@ def test_the_chart_of_checks_says_its_largest_error(space: Workspace) -> None:
     known = forecasts.load(space, "net-1", "pets-1")
     assert known is not None
     drawn = forecast_chart.checks(known.checks, "accuracy")
+    said = forecast_chart.checks(known.checks, "accuracy", expected=True)
+    assert [("expected" in dot["hovertemplate"]) for dot in said.figure["data"][1:]] == [
+        "calibration" in dot["name"] for dot in said.figure["data"][1:]
+    ]
     assert "32 networks" in drawn.alt
     assert [trace["name"] for trace in drawn.figure["data"][1:]] == ["calibration", "calibration, repaired"]
 
