@@ -111,6 +111,8 @@ def packed(members: Sequence[bundle.Member]) -> bytes:
 def how_to_verify(made: Candidate) -> None:
     st.caption("Three commands on any computer with Python. The last one compares what it finds with the card.")
     st.code(VERIFY.format(file=f"{made.id}.zip"), language="bash")
+    if made.caution:
+        st.info(made.caution, icon=":material/memory:")
 
 
 def how_to_repeat(space: Workspace, made: Candidate) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,16 @@ class Item:
     levels: tuple[float, ...]
     losses: tuple[float, ...]
     costs: tuple[tuple[float, ...], ...]
+
+    @cached_property
+    def priced(self) -> Array:
+        """(options, kinds) The costs as an array: made once, since one item is part of many problems."""
+        return np.array(self.costs, np.float64)
+
+    @cached_property
+    def lost(self) -> Array:
+        """(options,) The losses as an array."""
+        return np.array(self.losses, np.float64)
 
     def only(self, level: float) -> Item:
         """Locked at one level. Raises StudioError when it is not among the options."""
@@ -57,26 +68,30 @@ def lock(items: Sequence[Item], levels: Mapping[tuple[str, str], float]) -> list
     return [x.only(levels[x.name, x.technique]) if (x.name, x.technique) in levels else x for x in items]
 
 
-def allocate(items: Sequence[Item], budgets: Sequence[float | None], near: bool = False) -> Allocation:
+def allocate(
+    items: Sequence[Item], budgets: Sequence[float | None], near: bool = False, beat: float = np.inf
+) -> Allocation:
     """The smallest summed loss within every budget (None: no limit). Raises StudioError when nothing fits.
 
-    With `near` a few percent more may be lost to several budgets, for a fraction of the time.
+    With `near` a few percent more may be lost to several budgets, for a fraction of the time. Where one budget leaves
+    no plan of less loss than `beat`, the plan returned is just any that fits.
     """
     ceiling = np.array([np.inf if b is None else b for b in budgets], np.float64)
     bound = np.isfinite(ceiling)
     if not bound.any():
         return _gather(items, [int(np.argmin(x.losses)) for x in items])
-    least = np.array([[min(row[k] for row in x.costs) for k in np.flatnonzero(bound)] for x in items]).sum(0)
+    least = np.sum([x.priced.min(0) for x in items], axis=0)[bound]
     if np.any(least > ceiling[bound]):
         k = int(np.argmax(least / ceiling[bound]))
         raise StudioError(f"The budget {ceiling[bound][k]:g} is out of reach: the smallest plan needs {least[k]:g}.")
     if bound.sum() == 1:
         column = int(np.flatnonzero(bound)[0])
-        return _gather(items, _solve_one(items, column, float(ceiling[column])))
-    most = np.array([np.max(x.costs, axis=0) for x in items]).sum(0)
+        return _gather(items, _solve_one(items, column, float(ceiling[column]), beat))
+    most = np.sum([x.priced.max(0) for x in items], axis=0)
     tightest = max(np.flatnonzero(bound).tolist(), key=lambda k: most[k] / max(ceiling[k], 1e-30))
-    alone = _gather(items, _solve_one(items, tightest, float(ceiling[tightest])))
-    return _gather(items, solve_several(items, ceiling, alone.loss, near))
+    prices, tails = _tails(*_column(items, tightest), float(ceiling[tightest]))
+    lowest = float((tails[0] - prices * ceiling[tightest]).max())
+    return _gather(items, solve_several(items, ceiling, lowest, near))
 
 
 def _gather(items: Sequence[Item], choice: Sequence[int]) -> Allocation:
@@ -88,20 +103,23 @@ def _gather(items: Sequence[Item], choice: Sequence[int]) -> Allocation:
 
 def _column(items: Sequence[Item], k: int) -> tuple[list[Array], list[Array]]:
     """(losses, costs of kind k), one array per item."""
-    return [np.array(x.losses) for x in items], [np.array([row[k] for row in x.costs]) for x in items]
+    return [x.lost for x in items], [x.priced[:, k] for x in items]
 
 
-def _solve_one(items: Sequence[Item], k: int, budget: float) -> list[int]:
+def _solve_one(items: Sequence[Item], k: int, budget: float, beat: float = np.inf) -> list[int]:
     """Items of the widest costs first: the rest then fills any room, so bounds are tight and states few."""
     losses, costs = _column(items, k)
     order = np.argsort([-np.ptp(row) for row in costs], kind="stable").tolist()
-    choice = _solve_in_order([losses[i] for i in order], [costs[i] for i in order], budget)
+    choice = _solve_in_order([losses[i] for i in order], [costs[i] for i in order], budget, beat)
     return [j for _, j in sorted(zip(order, choice, strict=True))]
 
 
-def _solve_in_order(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> list[int]:
+def _solve_in_order(losses: Sequence[Array], costs: Sequence[Array], budget: float, beat: float) -> list[int]:
     prices, tails = _tails(losses, costs, budget)
+    if float((tails[0] - prices * budget).max()) >= beat:
+        return [int(c.argmin()) for c in costs]
     best, best_loss = _by_price(losses, costs, prices, budget)
+    best_loss = min(best_loss, beat)
     room = budget * (1 + 1e-12)
     least = np.append(np.cumsum([c.min() for c in costs][::-1])[::-1], 0.0)
     cost, loss = np.zeros(1), np.zeros(1)
@@ -142,13 +160,12 @@ def prices_near(items: Sequence[Item], k: int, budget: float) -> Array:
 
 
 def _prices(losses: Sequence[Array], costs: Sequence[Array], budget: float) -> Array:
-    low, high, rows = 0.0, 1.0, (_padded(losses), _padded(costs))
-    while _priced_cost(*rows, high) > budget and high < 1e30:
-        high *= 4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _priced_cost(*rows, middle) > budget else (low, middle)
-    return high * np.array([0.0, 0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.4, 2.0, 4.0])
+    loss, cost = _padded(losses), _padded(costs)
+    grid = np.geomspace(1e-30, 1e30, 13)
+    for _ in range(5):  # between the last price that is too low and the first that is not, ever finer
+        first = int(np.append(_priced_costs(loss, cost, grid[1:-1]) <= budget, True).argmax()) + 1
+        grid = np.geomspace(grid[first - 1], grid[first], 12)
+    return float(grid[-1]) * np.array([0.0, 0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.4, 2.0, 4.0])
 
 
 def _padded(rows: Sequence[Array]) -> Array:
@@ -159,10 +176,11 @@ def _padded(rows: Sequence[Array]) -> Array:
     return filled
 
 
-def _priced_cost(losses: Array, costs: Array, price: float) -> float:
-    """What the plan of least priced loss costs, the cheaper option where two are equal."""
-    priced = losses + price * costs
-    return float(np.where(priced == priced.min(1, keepdims=True), costs, np.inf).min(1).sum())
+def _priced_costs(losses: Array, costs: Array, prices: Array) -> Array:
+    """What the plan of least priced loss costs at each price, the cheaper option where two are equal."""
+    priced = losses + prices[:, None, None] * costs
+    cheapest: Array = np.where(priced == priced.min(2, keepdims=True), costs, np.inf).min(2).sum(1)
+    return cheapest
 
 
 def _by_price(losses: Sequence[Array], costs: Sequence[Array], prices: Array, budget: float) -> tuple[list[int], float]:

@@ -26,11 +26,11 @@ Array = NDArray[np.float64]
 Places = NDArray[np.intp]
 GAP = 1e-3  # a share of the least loss that is not worth looking for: tables are known far less exactly
 SLACK = 1e-9  # of a budget
-NEAR = 1.1  # plans within this of the bound are few enough to be followed
+NEAR = {2: 1.3, 3: 1.1}  # budgets → plans within this of the bound are few enough to be followed
 TRIED = 4096  # plans that are built from one relaxation
 SPLIT = 1 - 1e-6  # an item whose largest share is below is split
 FACTORS = np.array([0.85, 1.0, 1.15])  # of the relaxation's prices, that bounds are taken from
-FEW, MOST, CELLS = 1000, 20_000, 256  # plans followed at once; beyond few, the best one of each cell of spent budgets
+FEW, MOST, CELLS = 1000, 20_000, 192  # plans followed at once; beyond few, the best one of each cell of spent budgets
 NONE = "No plan keeps within all budgets together; raise one of them."
 
 
@@ -71,6 +71,7 @@ def solve_several(items: Sequence[Item], ceiling: Array, scale: float, near: boo
         b_eq=np.ones(len(items)),
         bounds=(0, None),
         method="highs",
+        options={"presolve": False},  # takes longer than it saves
     )
     if relaxed.x is None:
         raise StudioError(NONE)
@@ -99,17 +100,17 @@ def _bettered(options: Options, best: Places, bound: float, prices: Array, of_it
     """The best plan, given one, a bound on all, and the relaxation's prices of budgets and items."""
     above = options.losses + prices @ options.costs - of_items[options.owner]  # what an option adds to the bound
     alive = np.flatnonzero(bound + above <= options.loss(best) * (1 + SLACK))
-    few, far = options.take(alive), options.loss(best) > bound * NEAR
+    few, far = options.take(alive), options.loss(best) > bound * NEAR.get(len(prices), 1.0)
     found = _exact(few) if far else _walk(few, prices, options.loss(best) * (1 - GAP))
-    return best if found is None else alive[found]
+    return best if found is None else _swapped(options, alive[found])
 
 
 def _options(items: Sequence[Item], ceiling: Array, scale: float) -> Options:
     finite = np.isfinite(ceiling)
     owner = np.repeat(np.arange(len(items)), [len(x.levels) for x in items])
-    costs = np.concatenate([np.array(x.costs) for x in items])[:, finite].T
+    costs = np.concatenate([x.priced for x in items])[:, finite].T
     unit = np.where(costs.max(1) > 0, costs.max(1), 1.0)
-    losses = np.concatenate([np.array(x.losses) for x in items])
+    losses = np.concatenate([x.lost for x in items])
     scaled = losses / (scale or max(float(losses.max()), 1e-30))
     return Options(owner, scaled, costs / unit[:, None], ceiling[finite] / unit)
 

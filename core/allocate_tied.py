@@ -38,14 +38,16 @@ class Ties:
         return [_only(item, np.flatnonzero(mask[way])) for item, mask in zip(items, self.allowed, strict=True)]
 
 
-def allocate_tied(items: Sequence[Item], budgets: Sequence[float | None], near: bool = False) -> Allocation:
+def allocate_tied(
+    items: Sequence[Item], budgets: Sequence[float | None], near: bool = False, beat: float = np.inf
+) -> Allocation:
     """`core.allocate.allocate`, for budgets of which some depend on few items. Raises StudioError when nothing fits.
 
     With `near` the most promising way alone is looked at.
     """
     ties = _ties(items, np.array([np.inf if b is None else b for b in budgets], np.float64))
     if ties is None:
-        return allocate(items, budgets, near)
+        return allocate(items, budgets, near, beat)
     rest = [None if k in ties.budgets else budget for k, budget in enumerate(budgets)]
     bounds = _bounds(items, rest, ties)
     best: Allocation | None = None
@@ -64,7 +66,7 @@ def allocate_tied(items: Sequence[Item], budgets: Sequence[float | None], near: 
 
 def _ties(items: Sequence[Item], ceiling: Array) -> Ties | None:
     """None where no budget depends on so few items, or there are too many ways to choose among those they share."""
-    whole = [np.array(item.costs) for item in items]
+    whole = [item.priced for item in items]
     costs = [c - c.min(0) for c in whole]
     depends = np.array([c.any(0) for c in costs])  # (items, budgets)
     few = np.flatnonzero(np.isfinite(ceiling) & (depends.sum(0) <= FEW))
@@ -109,7 +111,7 @@ def _bounds(items: Sequence[Item], budgets: Sequence[float | None], ties: Ties) 
     ceiling = np.array([0.0 if budget is None else budget for budget in budgets])
     total = -(several @ ceiling)
     for item, mask in zip(items, ties.allowed, strict=True):
-        priced = np.array(item.losses) + several @ np.array(item.costs).T  # (p, options)
+        priced = item.lost + several @ item.priced.T  # (p, options)
         total = total + np.where(mask[:, None], priced, np.inf).min(2)
     bounds: Array = total.max(1)
     return bounds

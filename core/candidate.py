@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+EIGHT_BITS = "int8, 8-bit weights"  # what such a file says of itself
+OVERFLOW = (
+    "Its weights have 8 bits, as is best where it was made. x86 processors without VNNI (most of Intel's before 2020, "
+    "AMD's before 2022) add products of 8 bits in 16, which can overflow: answers may differ there; verify.py tells. "
+    "For such processors set Weights of the Quantize step to 7."
+)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -74,6 +81,11 @@ class Candidate:
     parity: float  # largest |torch - ONNX| over the logits of real images, before file steps
     seconds: float
     provenance: dict[str, str]  # data hash, seed, versions, machine, threads
+
+    @property
+    def caution(self) -> str:
+        """Where the file may answer otherwise than was measured; "" where every processor computes the same."""
+        return OVERFLOW if self.provenance.get("quantization") == EIGHT_BITS else ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -97,11 +97,13 @@ class Choices:
         return found
 
     def _item(self, name: str, technique: str, levels: tuple[float, ...], plan: Plan) -> Item:
-        touched, tried = self._touched(name, technique), dict(plan)
+        touched, tried, widths = self._touched(name, technique), dict(plan), self._widths(plan)
         rows = []
         for level in levels:
             tried[name, technique] = level
-            rows.append(self._sum(touched, tried))
+            if technique == "prune_channels":
+                widths[name] = round(self._known.channels[name] * (1 - level))
+            rows.append(self._sum(touched, tried, widths))
         costs = np.array(rows)
         losses = tuple(self.loss(name, technique, level) for level in levels)
         return Item(name, technique, levels, losses, tuple(map(tuple, (costs - costs.min(0)).tolist())))
@@ -137,10 +139,10 @@ class Choices:
 
     def floor(self, items: Sequence[Item], plan: Plan) -> Costs:
         """What the model costs with every item at its cheapest, as priced around `plan`."""
-        current = np.array([self._layer(layer, plan) for layer in self.profile.weighing]).sum(0)
+        current = np.array(self._sum(self.profile.weighing, plan))
         for x in items:
             level = plan.get((x.name, x.technique), float(CATALOG[x.technique].neutral))
-            current = current - np.array(x.costs[x.levels.index(level)])
+            current = current - x.priced[x.levels.index(level)]
         return tuple(current.tolist())
 
     def options(self, name: str, technique: str) -> tuple[float, ...]:
@@ -178,35 +180,44 @@ class Choices:
             self._known.touched[key] = touched(self.profile, key)
         return self._known.touched[key]
 
-    def _sum(self, layers: Sequence[Layer], plan: Plan) -> Costs:
+    def _sum(self, layers: Sequence[Layer], plan: Plan, widths: Mapping[str, int] | None = None) -> Costs:
+        """Of some layers; `widths` are those of the plan where they are known."""
+        widths = self._widths(plan) if widths is None else widths
         macs = size = time = 0.0
         for layer in layers:
-            a, b, c = self._layer(layer, plan)
+            a, b, c = self._layer(layer, plan, widths)
             macs, size, time = macs + a, size + b, time + c
         return macs, size, time
 
-    def _width(self, group: str, plan: Plan) -> int:
+    def _widths(self, plan: Plan) -> dict[str, int]:
+        """Group → channels that are left."""
         if not self._known.channels:
             self._known.channels.update((g.name, g.channels) for g in self.profile.groups)
-        return round(self._known.channels[group] * (1 - plan.get((group, "prune_channels"), 0.0)))
+        widths = dict(self._known.channels)
+        for (name, technique), level in plan.items():
+            if technique == "prune_channels":
+                widths[name] = round(widths[name] * (1 - level))
+        return widths
 
-    def _layer(self, layer: Layer, plan: Plan) -> Costs:
+    def _layer(self, layer: Layer, plan: Plan, widths: Mapping[str, int]) -> Costs:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""
         for end in self.profile.ends.get(layer.name, ()):
-            if self._width(end, plan) == 0:
+            if widths[end] == 0:
                 return 0.0, 0.0, 0.0
         into = 0
         for feed in layer.inputs:
-            into += self._width(feed.group, plan) * feed.repeat
+            into += widths[feed.group] * feed.repeat
         into = into or layer.in_channels
-        out = self._width(layer.group, plan) if layer.group else layer.out_channels
+        out = widths[layer.group] if layer.group else layer.out_channels
         rank, bits = plan.get((layer.name, "factorize"), 1.0), plan.get((layer.name, "quantize"), 32.0)
-        if layer.name not in self._known.alike:
-            self._known.alike.update(_alike(self.profile))
-        key = (self._known.alike[layer.name], into, out, rank, bits, self.latency is None)
-        if key not in self._known.costs:
-            self._known.costs[key] = price(layer, into, out, rank, bits, self.latency)
-        return self._known.costs[key]
+        known = self._known
+        if not known.alike:
+            known.alike.update(_alike(self.profile))
+        key = (known.alike[layer.name], into, out, rank, bits, self.latency is None)
+        found = known.costs.get(key)
+        if found is None:
+            found = known.costs[key] = price(layer, into, out, rank, bits, self.latency)
+        return found
 
 
 def _alike(profile: Profile) -> dict[str, int]:

@@ -8,6 +8,7 @@ some of it in float, so that this is a prediction. `components/memory.js` mirror
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
@@ -96,12 +97,12 @@ def _in_bytes(operators: list[Operator], net: Network) -> list[Operator]:
         inside.append(x.layer in net.integer or (_follows(x, net) and any(inside[r] for r in x.reads)))
     touched = [within and x.kind in QUANTIZED for within, x in zip(inside, operators, strict=True)]
     read = {r for x, within in zip(operators, touched, strict=True) if within for r in x.reads}
-    uses = [r for x in operators for r in x.reads]
+    uses = Counter(r for x in operators for r in x.reads)
     left: list[Operator] = []
     now: list[int] = []
     for at, x in enumerate(operators):
         reads = tuple(now[r] for r in x.reads)
-        if touched[at] and x.kind in ("Relu", "Clip") and uses.count(x.reads[0]) == 1 and left[reads[0]].reads:
+        if touched[at] and x.kind in ("Relu", "Clip") and uses[x.reads[0]] == 1 and left[reads[0]].reads:
             now.append(reads[0])  # the range of the quantized value does its work
             continue
         if x.kind != IMAGE and (touched[at] or at in read):

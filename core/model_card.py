@@ -33,6 +33,7 @@ def write_card(made: Candidate, card: ModelCard, data: DataCard, original: Score
         title=card.title, recipe=made.title, data=data.title, test=data.test, table=table, shape=card.input_shape,
         mean=card.mean, std=card.std, classes=", ".join(card.classes), skipped=skipped, how=how,
         source=card.source or "not stated", licence=card.licence or "not stated", verified=_how(made.scores),
+        caution=f"\n\n{made.caution}" if made.caution else "",
     )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ x = ((pixels / np.float32(255) - {mean}) / {std}).astype("float32").transpose(0,
 print(session.run(None, {{session.get_inputs()[0].name: x}})[0].argmax(1))
 ```
 
-`python verify.py` checks the file, its answers and, where the test images are included, its accuracy.
+`python verify.py` checks the file, its answers and, where the test images are included, its accuracy.{caution}
 
 ## Left as it was
 

@@ -55,7 +55,7 @@ def _settle(choices: Choices, plan: Plan, ceiling: Costs, best: Allocation) -> A
     for left in reversed(range(ROUNDS)):
         near = near and left > 0
         try:
-            plan = _solved(choices, plan, ceiling, near)
+            plan = _solved(choices, plan, ceiling, near, best.loss)
         except StudioError:  # priced around this plan nothing fits, which says nothing about others
             return best
         found = Allocation(plan, choices.loss_of(plan), choices.cost_of(plan))
@@ -70,7 +70,7 @@ def _settle(choices: Choices, plan: Plan, ceiling: Costs, best: Allocation) -> A
     return best
 
 
-def _solved(choices: Choices, plan: Plan, ceiling: Costs, near: bool) -> Plan:
+def _solved(choices: Choices, plan: Plan, ceiling: Costs, near: bool, beat: float) -> Plan:
     """The best plan where options cost what they cost around `plan`. Raises StudioError if none fits."""
     items = choices.items(plan)
     floor = choices.floor(items, plan)
@@ -78,7 +78,7 @@ def _solved(choices: Choices, plan: Plan, ceiling: Costs, near: bool) -> Plan:
     if np.isfinite(ceiling[-1]):
         items, more = limited(items, choices.moments(plan), ceiling[-1])
         rooms += more
-    return allocate_tied(items, rooms, near).levels
+    return allocate_tied(items, rooms, near, beat).levels
 
 
 def _cheapest(choices: Choices, ceiling: Costs) -> Allocation:
@@ -86,7 +86,7 @@ def _cheapest(choices: Choices, ceiling: Costs) -> Allocation:
     items = choices.items(choices.locked)
     kinds = [k for k, c in enumerate(ceiling[:-1]) if np.isfinite(c)] or [0]
     unit = np.maximum(np.array(choices.cost_of({})), 1e-30)
-    relative = [(np.array(x.costs) / unit)[:, kinds].sum(1) for x in items]
+    relative = [(x.priced / unit)[:, kinds].sum(1) for x in items]
     plan = {(x.name, x.technique): x.levels[int(c.argmin())] for x, c in zip(items, relative, strict=True)}
     costs = choices.cost_of(plan)
     for k in kinds:

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from core import bundle
-from core.candidate import Share
+from core.candidate import EIGHT_BITS, Share
 from core.workspace import Workspace, write_json
 from tests.profiles import resnet
 from tests.workspaces import LABELS, MEAN, STD, write_workspace
@@ -144,6 +144,26 @@ def test_verify_finds_a_changed_weight(made: tuple[Workspace, str], tmp_path: Pa
     assert said.returncode == 1
     for line in ("SHA-256", "Answers on the samples", "Accuracy on 30 images"):
         assert re.search(rf"^{line}.*DIFFERENT$", said.stdout, re.M), said.stdout
+
+
+def test_weights_that_overflow_elsewhere_are_told_in_the_card_and_by_verify(
+    made: tuple[Workspace, str], tmp_path: Path
+) -> None:
+    space, name = made
+    candidate = space.candidate(name)
+    assert "VNNI" not in (unpack(space, name, tmp_path) / "MODEL_CARD.md").read_text(encoding="utf-8")
+    said = {"quantization": EIGHT_BITS}
+    source = space.folder("candidates", name)
+    write_json(source / "candidate.json", asdict(replace(candidate, provenance=candidate.provenance | said)))
+    proto = onnx.load(source / "model.onnx")
+    helper.set_model_props(proto, said)
+    onnx.save(proto, source / "model.onnx")
+    folder = unpack(space, name, tmp_path)
+    assert "x86 processors without VNNI" in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    weights = numpy_helper.to_array(proto.graph.initializer[0])
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights[:, ::-1].copy(), "w"))
+    onnx.save(proto, folder / "model.onnx")
+    assert "Sums can overflow on processors without VNNI" in verify(folder).stdout
 
 
 def test_verify_works_without_the_test_images(made: tuple[Workspace, str], tmp_path: Path) -> None:

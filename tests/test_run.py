@@ -18,11 +18,13 @@ from torch import nn
 from core.candidate import Candidate, Skip
 from core.compare import read_logits
 from core.engine import evaluate, latency
+from core.engine.calibrated import weight_bits
 from core.engine.context import Context, Outcome
 from core.engine.data import Images
 from core.engine.formats import onnx_writer
 from core.engine.run import measure_original, run
 from core.errors import Cancelled, DataError, ModelError, RecipeError
+from core.options import Quantize
 from core.recipe import Recipe, Step
 from core.workspace import Workspace
 from tests.tiny import CARD, tiny_data, tiny_model
@@ -97,6 +99,8 @@ def test_scores_are_those_of_the_file(made: tuple[Candidate, Path, Any]) -> None
     assert candidate.seconds > 0
     assert {row.batch for row in candidate.scores.latency} == {1, 32}
     assert candidate.provenance["data_hash"] == tiny_data().card.hash
+    assert candidate.provenance["quantization"] == f"int8, {weight_bits(Quantize())}-bit weights"
+    assert bool(candidate.caution) == (weight_bits(Quantize()) == 8)
 
 
 def test_progress_only_grows_ends_at_one_and_reads_well(made: tuple[Candidate, Path, list[tuple[float, str]]]) -> None:

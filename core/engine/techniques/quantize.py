@@ -23,7 +23,7 @@ from onnxruntime import quantization as ort
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from core.candidate import Skip
+from core.candidate import EIGHT_BITS, Skip
 from core.engine import calibrated as ways
 from core.engine.accurate import Answers, fewest, order_of_return
 from core.engine.context import Context, Outcome, Report
@@ -172,7 +172,9 @@ def _finish(result: ModelProto, source: ModelProto, options: Quantize) -> None:
     onnx_rewrites.drop_unused(result)
     facts = {entry.key: entry.value for entry in source.metadata_props}
     del result.metadata_props[:]
-    bits = f"int8, {ways.weight_bits(options)}-bit weights" if options.mode == "int8" else options.mode
+    bits = options.mode
+    if options.mode == "int8":
+        bits = EIGHT_BITS if ways.weight_bits(options) == 8 else "int8, 7-bit weights"
     helper.set_model_props(result, {**facts, "quantization": bits})
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
 
