@@ -11,7 +11,7 @@ import streamlit as st
 from app import columns, compare_charts, tables
 from app.components.data_table import data_table
 from app.components.graph_pair import graph_pair
-from app.figures import PEAK, show_figure
+from app.figures import PEAK, inline, show_figure
 from app.netron import LEASES, graph_address
 from app.plot import plot
 from app.state import State, workspace
@@ -181,11 +181,10 @@ def changed(pair: Pair) -> None:
             said = f"{names[answers.original[i]]} → {names[answers.candidate[i]]}"
             truth = "" if answers.label is None else f" (is {names[answers.label[i]]})"
             st.image(
-                pictures.png(pixels),
+                inline(pictures.png(pixels)),
                 said + truth,
                 alt=f"Test image {i}: {said}{truth}",
                 width="stretch",
-                output_format="PNG",
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 import streamlit as st
 
 from app.tables import BADGES, badge_of, count, interval, milliseconds, percent, size
@@ -66,3 +68,8 @@ def _show_accuracy(scores: Scores | None) -> None:
             st.caption("needs labelled data" if scores else "not measured on any data yet")
         return
     show_figure("Accuracy", percent(scores.accuracy.value), badge_of(scores), interval(scores.accuracy), help)
+
+
+def inline(picture: bytes) -> str:
+    """A PNG as an address that holds it: one by itself is gone when a page is left before the browser asks for it."""
+    return f"data:image/png;base64,{b64encode(picture).decode()}"

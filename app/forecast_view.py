@@ -21,7 +21,7 @@ from core.forecast import Forecast, Prediction, Track
 from core.jobs import Job
 from core.latency_table import LatencyTable
 from core.layers import Profile
-from core.recipe_latency import Speed, latency_path, load_latency, predict_latency, slower_layers
+from core.recipe_latency import Speed, latency_path, layer_times, load_latency, predict_latency, slower_layers
 from core.workspace import Workspace
 
 KIND = "sensitivity"  # the job's
@@ -116,8 +116,9 @@ def figures(now: State, profile: Profile, known: Forecast | None, table: Latency
         # what nothing changes is the original's own accuracy, which was verified and not predicted
         _show(*accuracy_words(known, known.predict(now.recipe)), "predicted" if now.recipe.active else "verified")
         if table is not None:
-            slower = slower_layers(profile, now.recipe, table)
-            _show(*latency_words(predict_latency(profile, now.recipe, table), slower), "predicted")
+            after = layer_times(profile, now.recipe, table)
+            speed = predict_latency(profile, now.recipe, table, after)
+            _show(*latency_words(speed, slower_layers(profile, table, after)), "predicted")
 
 
 def _show(label: str, value: str, detail: str, faint: bool, badge: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import opening, state
+from app.figures import inline
 from app.tables import percent, plain
 from core.cards import ModelCard
 from sample_models import SAMPLES, picture_file
@@ -21,7 +22,8 @@ def show() -> None:
 
 def _card(name: str, card: ModelCard) -> None:
     with st.container(border=True, height="stretch"):
-        st.image(str(picture_file(name)), width="stretch", alt=f"Pictures of the data set {card.data}")
+        picture = inline(picture_file(name).read_bytes())
+        st.image(picture, width="stretch", alt=f"Pictures of the data set {card.data}")
         st.markdown(f"**{plain(card.title)}**")
         st.caption(plain(card.description))
         if card.accuracy is not None:

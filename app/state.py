@@ -16,7 +16,7 @@ import streamlit as st
 from core.candidate import Candidate
 from core.errors import StudioError
 from core.jobs import Job, JobStore
-from core.recipe import Recipe
+from core.recipe import Recipe, Step
 from core.workspace import Workspace
 
 if TYPE_CHECKING:  # the first page has no use for predictions
@@ -46,6 +46,7 @@ class State:
     job: str | None = None  # the opening that the Library follows
     base: str = ""  # path prefix of the studio's own addresses, as the browser sees them
     revision: int = 0  # grows when the page, not the layer table, changed the recipe
+    given: tuple[tuple[object, ...], Step] | None = None  # the layer table, and its step as it was given to it
     histories: dict[str, History] = field(default_factory=dict)
     held: dict[str, frozenset[Key]] = field(default_factory=dict)  # model → sliders that a budget leaves alone
     budgets: dict[str, tuple[int, tuple[str, ...], str, int]] = field(default_factory=dict)

@@ -67,22 +67,20 @@ def switch(now: State, place: Place) -> None:
 
 def table(now: State, profile: Profile, place: Place, known: Forecast | None = None) -> None:
     """The layer table; an edit made there becomes the recipe. With a forecast, rows show what they cost and lock."""
-    data = layer_rows.table_data(profile, now.recipe, place, now.model or "")
-    technique = measured_as(place.technique)
+    times, technique = forecast_view.load_times(now), measured_as(place.technique)
+    bits = 8.0 if any(s.technique == "quantize" and s.record.mode == "int8" for s in now.recipe.active) else 32.0
+    ident = f"{now.model}|{bits:g}"
+    recipe = _as_given(now, place, ident)
+    data = layer_rows.table_data(profile, recipe, place, ident)
     if known is not None:
         locked = [name for name, kind in now.locks if kind == technique]
         about = (now.model, now.data, *forecast_view.stamps(now))
         data |= {"loss": _loss(about, place.technique, known), "locked": locked}
-    times = forecast_view.load_times(now)
     if times is not None:
-        step = place.step(now.recipe)
-        about = (now.model, *forecast_view.stamps(now), step.technique, repr(step.record))
-        data["slower"] = _slower(about, profile, times, step)
+        step, about = place.step(recipe), (now.model, *forecast_view.stamps(now))
+        data["slower"] = _slower((*about, step.technique, repr(step.record)), profile, times, step)
         if data["dial"] and data["dial"]["name"] == layer_rows.COUPLING:
-            integers = any(s.technique == "quantize" and s.record.mode == "int8" for s in now.recipe.active)
-            about = (now.model, *forecast_view.stamps(now))
-            data["ident"] += f"|{integers}"
-            data["paying"] = _paying(about, profile, times, step.record.multiple, 8.0 if integers else 32.0)
+            data["paying"] = _paying(about, profile, times, step.record.multiple, bits)
     edit, locked_now = layer_table(data, rev=now.revision, key=f"table-{place.technique}")
     if locked_now is not None:
         now.lock(technique, locked_now)
@@ -90,6 +88,20 @@ def table(now: State, profile: Profile, place: Place, known: Forecast | None = N
         return
     if apply(now, place, edit) and not data["active"]:
         st.rerun()  # the edit switched the step on, and the switch above is drawn already
+
+
+def _as_given(now: State, place: Place, ident: str) -> Recipe:
+    """The recipe as the layer table was given it, without its own edits: it has those, and sending all of it back at
+    every release would take a tenth of a second."""
+    step, dial = place.step(now.recipe), CATALOG[place.technique].dial
+    about = (now.revision, ident, place, getattr(step.record, "multiple", None))
+    if now.given is None or now.given[0] != about:
+        now.given = about, step
+    if not place.present or dial is None:
+        return now.recipe
+    before = now.given[1]
+    options = {**step.options, dial: getattr(before.record, dial)}
+    return layer_rows.put(now.recipe, place, replace(step, options=options, layers=before.layers))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

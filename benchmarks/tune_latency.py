@@ -80,7 +80,9 @@ def measure(page: Page, address: str, releases: int) -> dict[str, list[float]]:
     released, at = [], 0.3
     for number in range(releases):
         page.evaluate(WATCH_RELEASE)
-        goal = 0.65 if number % 2 == 0 else 0.25
+        goal = 0.25 + 0.4 * (
+            0.5 * (number % 2) + 0.5 * number / releases
+        )  # never twice: the browser keeps what it knows
         drag(page, "Ratio, all layers", at, goal, 12)
         at = goal
         page.wait_for_function("window.released !== null", polling=50)

@@ -71,8 +71,11 @@ class Choices:
 
     def change(self, plan: Plan, key: Key, level: float) -> Costs:
         """What changes of every cost when one setting of a plan becomes `level`, exactly."""
-        layers = self._touched(*key)
-        pairs = zip(self._sum(layers, {**plan, key: level}), self._sum(layers, plan), strict=True)
+        layers, widths = self._touched(*key), self._widths(plan)
+        before = self._sum(layers, plan, widths)
+        if key[1] == "prune_channels":
+            widths[key[0]] = self._width(key[0], level)
+        pairs = zip(self._sum(layers, {**plan, key: level}, widths), before, strict=True)
         macs, size, time = (after - before for after, before in pairs)
         return macs, size, time * (self.latency.slope if self.latency else 1.0)
 
@@ -102,7 +105,7 @@ class Choices:
         for level in levels:
             tried[name, technique] = level
             if technique == "prune_channels":
-                widths[name] = round(self._known.channels[name] * (1 - level))
+                widths[name] = self._width(name, level)
             rows.append(self._sum(touched, tried, widths))
         costs = np.array(rows)
         losses = tuple(self.loss(name, technique, level) for level in levels)
@@ -195,9 +198,12 @@ class Choices:
             self._known.channels.update((g.name, g.channels) for g in self.profile.groups)
         widths = dict(self._known.channels)
         for (name, technique), level in plan.items():
-            if technique == "prune_channels":
-                widths[name] = round(widths[name] * (1 - level))
+            if technique == "prune_channels" and name in widths:
+                widths[name] = self._width(name, level)
         return widths
+
+    def _width(self, group: str, ratio: float) -> int:
+        return round(self._known.channels[group] * (1 - ratio))
 
     def _layer(self, layer: Layer, plan: Plan, widths: Mapping[str, int]) -> Costs:
         """(MACs, bytes, operator ms) of one layer: weights at their bits, biases as 32-bit numbers."""

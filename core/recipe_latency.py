@@ -7,6 +7,7 @@ measured latency table, summed and put through the table's affine step. No tenso
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +58,24 @@ def latency_path(workspace: Workspace, model: str) -> Path:
     return workspace.folder("models", model) / f"latency-{machine_id()}.json"
 
 
-def predict_latency(profile: Profile, recipe: Recipe, table: LatencyTable) -> Speed:
-    """Weights alone in few bits are computed in float, so they take as long as floats."""
+def predict_latency(
+    profile: Profile, recipe: Recipe, table: LatencyTable, after: Mapping[str, float] | None = None
+) -> Speed:
+    """Weights alone in few bits are computed in float, so they take as long as floats. `after` are the recipe's
+    `layer_times`, where they are known."""
     before = table.original_ms or table.whole(sum(layer_times(profile, Recipe(), table).values()))
     modes = [step.record.mode for step in recipe.active if step.technique == "quantize"]
     for mode, why in (("int8_dynamic", DYNAMIC), ("float16", HALF)):
         if mode in modes:
             return Speed(None, before, why)
-    after = table.whole(sum(layer_times(profile, recipe, table).values()))
-    return Speed(after, before) if after > 0 else Speed(None, before, TINY)
+    whole = table.whole(sum((after or layer_times(profile, recipe, table)).values()))
+    return Speed(whole, before) if whole > 0 else Speed(None, before, TINY)
 
 
-def slower_layers(profile: Profile, recipe: Recipe, table: LatencyTable) -> dict[str, float]:
-    """Layer → how much longer it takes than in the original, as a share: thin factors and depthwise int8 may well."""
-    before, after = layer_times(profile, Recipe(), table), layer_times(profile, recipe, table)
+def slower_layers(profile: Profile, table: LatencyTable, after: Mapping[str, float]) -> dict[str, float]:
+    """Layer → how much longer it takes than in the original, as a share, from a recipe's `layer_times`: thin factors
+    and depthwise int8 may well."""
+    before = layer_times(profile, Recipe(), table)
     grown = {name: after[name] / before[name] - 1 for name in before if before[name]}
     return {name: share for name, share in grown.items() if share > NOTICED}
 

@@ -43,7 +43,8 @@ class Workspace:
     def __init__(self, root: Path | None = None) -> None:
         self.root = Path(root or default_root())
         for name in ("models", "data", "candidates", "jobs", "uploads"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not (self.root / name).is_dir():  # asked for at every turn of a page
+                (self.root / name).mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: str, name: str) -> Path:
         """`kind` is models, data, candidates or jobs. The name may come from a URL, so only its last part counts."""

@@ -52,6 +52,7 @@ try:
     card = workspace().model_card(now.model)
     data = f" · measured on {workspace().data_card(now.data).title}" if now.data else ""
     st.caption(plain(f"{card.title}{data}"))
+    now.given = None  # a page drawn from the start gives the layer table everything
     tuner(workspace().profile(now.model))
     job = recipe_strip.followed(now)
     if job is not None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from app import layer_rows
+from app import layer_rows, tune_view
 from app.components.layer_table import Edit, read_edit
+from app.state import State
 from core.catalog import CATALOG
 from core.errors import RecipeError
 from core.recipe import Recipe, Step
@@ -126,3 +127,32 @@ def test_shares_that_pay_are_those_of_widths_and_of_a_whole_branch() -> None:
     found = layer_rows.paying_ratios(profile, make_times(profile), 8, 32.0)
     assert found["layer2.0.conv1"] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert "fc" not in found
+
+
+def test_the_table_is_not_given_its_own_edits_but_all_that_came_from_elsewhere() -> None:
+    def ratio(now: State) -> float:
+        place = layer_rows.find(now.recipe, "prune_channels")
+        return float(place.step(tune_view._as_given(now, place, "m")).record.ratio)
+
+    def pruned(ratio: float, **more: object) -> Recipe:
+        return Recipe((Step("prune_channels", {"ratio": ratio, **more}, {"conv1": ratio / 2}),))
+
+    now = State(model="m")
+    now.change(pruned(0.3))
+    assert ratio(now) == 0.3
+    now.change(pruned(0.5), from_table=True)
+    assert ratio(now) == 0.3
+    now.change(pruned(0.5, criterion="l1"), from_table=True)  # another option: the rest travels, the slider does not
+    place = layer_rows.find(now.recipe, "prune_channels")
+    given = place.step(tune_view._as_given(now, place, "m"))
+    assert (given.record.criterion, given.record.ratio, given.layers["conv1"]) == ("l1", 0.3, 0.15)
+    now.undo()
+    assert ratio(now) == 0.5
+    now.change(pruned(0.7), from_table=True)
+    assert ratio(now) == 0.5
+    now.change(pruned(0.6, multiple=4), from_table=True)  # rows get other stops, so the table is made anew
+    assert ratio(now) == 0.6
+    now.change(pruned(0.7, multiple=4), from_table=True)
+    assert ratio(now) == 0.6
+    now.given = None  # as a page drawn from the start has it
+    assert ratio(now) == 0.7

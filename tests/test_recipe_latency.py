@@ -51,8 +51,8 @@ def test_a_layer_that_gets_slower_is_named() -> None:
     """int8 that takes twice as long on one layer, as on depthwise ones."""
     odd = Operator(shape_of(PROFILE.layer("conv1"), 3, 16), INTEGER)
     table = replace(TIMES, times={**TIMES.times, odd: 4 * TIMES.times[odd]})
-    assert slower_layers(PROFILE, INT8, table) == {"conv1": pytest.approx(1.0)}
-    assert slower_layers(PROFILE, INT8, TIMES) == {}
+    assert slower_layers(PROFILE, table, layer_times(PROFILE, INT8, table)) == {"conv1": pytest.approx(1.0)}
+    assert slower_layers(PROFILE, TIMES, layer_times(PROFILE, INT8, TIMES)) == {}
 
 
 def test_layers_of_the_whole_file_stand_in_for_operators_that_were_not_timed() -> None:

@@ -2,6 +2,7 @@
 // hears about it on release, with the revision of the data the edit was made against.
 // User text (layer names, reasons) only ever goes through textContent and attributes.
 const TABLES = new WeakMap();
+let read = { text: '' }; // what was read of the parts that stay as they are
 const LOCK = '<svg viewBox="0 0 16 16" aria-hidden="true"><rect x="3" y="7" width="10" height="7" rx="1.5"/><path d="M5.2 7V5a2.8 2.8 0 0 1 5.6 0v2" fill="none"/></svg>';
 const MOST_TICKS = 24; // more would be a line
 const KEY_PAUSE_MS = 250; // a held arrow key is one edit, not thirty
@@ -15,13 +16,27 @@ const el = (tag, attributes = {}, ...children) => {
 const cell = (name, ...children) => el('td', { role: 'cell', class: name }, ...children);
 const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
-export default function ({ data: [data], parentElement, setStateValue }) {
+export default function ({ data: [{ still, ...moving }], parentElement, setStateValue }) {
+  if (read.text !== still) read = { text: still, parts: JSON.parse(still) };
+  const data = { ...read.parts, ...moving };
   const root = parentElement.querySelector('.lt');
   let table = TABLES.get(parentElement);
-  if (!table || table.ident !== data.ident) TABLES.set(parentElement, (table = build(root, data)));
+  if (!table || table.ident !== data.ident) {
+    TABLES.set(parentElement, (table = build(root, data)));
+    goOn(table, data);
+  }
+  globalThis.layerTable = table;
   Object.assign(table, { data, emit: (edit) => setStateValue('edit', edit), emitLocks: (names) => setStateValue('locks', { rev: data.rev, names }) });
   if (table.rev !== data.rev) Object.assign(table, { rev: data.rev, touched: false, value: data.dial?.value, own: { ...data.own }, locked: new Set(data.locked) });
   paint(table);
+}
+
+// Python does not send edits back: the same table, put into the page anew, goes on from the one that was there.
+function goOn(table, data) {
+  const last = globalThis.layerTable; // not of this module, which each place in the page may load for itself
+  if (last?.ident !== data.ident || last.rev !== data.rev) return;
+  const { rev, touched, value, own, locked } = last;
+  Object.assign(table, { rev, touched, value, own, locked });
 }
 
 // The slider's position of a value and back: choices sit at 0, 1, 2…
@@ -170,11 +185,11 @@ function edit(table, change) {
 function commit(table, pause) {
   clearTimeout(table.timer);
   const { rev } = table;
-  table.rows.forEach((row) => paintRow(table, row));
   table.timer = setTimeout(() => {
     if (rev !== table.rev) return; // Python changed the recipe meanwhile
-    write(table.live, table.figures.map((f) => `${f.label} ${f.value.textContent}`).join(', '));
     table.emit({ rev, value: table.value, layers: { ...table.own } });
+    table.rows.forEach((row) => paintRow(table, row)); // while Python is at work
+    write(table.live, table.figures.map((f) => `${f.label} ${f.value.textContent}`).join(', '));
   }, pause);
 }
 

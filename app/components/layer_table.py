@@ -7,6 +7,8 @@ would silently win over undo, load and reset.
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,9 @@ SCRIPT = "\n".join(
 STYLE = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("layer_table.css", "why.css"))
 _TABLE = st.components.v2.component("layer_table", html=HTML, css=STYLE, js=SCRIPT)
 
+STILL = ("profile", "original", "rows", "loss", "slower", "paying")  # large, and made once
+_TEXTS: deque[tuple[dict[str, Any], str]] = deque(maxlen=16)  # what was last written of these
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -61,9 +66,10 @@ def layer_table(data: Mapping[str, Any], *, rev: int, key: str) -> tuple[Edit | 
 
     Returns the last edit, and the rows that are locked, each None when it was not made against revision `rev`.
     """
+    moving = {name: value for name, value in data.items() if name not in STILL}
     result = _TABLE(
-        key=key,
-        data=[{**data, "rev": rev}],  # in a list, since Streamlit imports pandas to look through a mapping's values
+        key=key,  # data in a list, since Streamlit imports pandas to look through a mapping's values
+        data=[{**moving, "still": _text({name: data.get(name) for name in STILL}), "rev": rev}],
         default={"edit": None, "locks": None},
         on_edit_change=lambda: None,
         on_locks_change=lambda: None,
@@ -81,3 +87,13 @@ def read_edit(raw: Mapping[str, Any] | None, rev: int) -> Edit | None:
 def read_locks(raw: Mapping[str, Any] | None, rev: int) -> frozenset[str] | None:
     """The rows that the browser says are locked, if it said so of revision `rev`."""
     return frozenset(raw["names"]) if raw and raw["rev"] == rev else None
+
+
+def _text(parts: dict[str, Any]) -> str:
+    """Parts as JSON, written once: Streamlit goes through data twice at every release, but hardly through a text."""
+    for known, text in list(_TEXTS):
+        if all(known[name] is part for name, part in parts.items()):
+            return text
+    text = json.dumps({name: part for name, part in parts.items() if part is not None})
+    _TEXTS.appendleft((parts, text))
+    return text

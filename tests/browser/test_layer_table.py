@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.components.layer_table import HERE
-from app.layer_rows import cost_profile
+from app.components.layer_table import HERE, HTML, SCRIPT, STILL
+from app.layer_rows import cost_profile, find, table_data
 from app.tables import count, size
 from core.catalog import CATALOG, Technique, option_fields
 from core.layers import Profile
@@ -219,3 +219,57 @@ def test_quantize_is_a_switch_per_layer(tune: Page) -> None:
     expect(tune.get_by_role("group", name="Weights", exact=True).locator("b")).to_have_text(size(exact.weight_bytes))
     tune.get_by_role("switch", name="Change conv1").click()
     expect(tune.get_by_text("1 set by hand")).to_be_visible()
+
+
+def test_an_edit_outlives_other_pages_and_techniques(tune: Page) -> None:
+    """Python does not send the table its own edits back: every way to see it again must show them all the same."""
+    everything = tune.get_by_role("slider", name="Ratio, all layers")
+    grab(tune, "Ratio, all layers", 0.0, 0.3)
+    tune.mouse.up()
+    expect(tune.get_by_text("1. Prune channels")).to_be_visible()
+    grab(tune, "Ratio, all layers", float(everything.input_value()), 0.6)
+    tune.mouse.up()
+    value = everything.input_value()
+    assert float(value) > 0.5
+    expect(tune.get_by_text(f"1. Prune channels {float(value):.0%}")).to_be_visible()
+    left = figure(tune, "MACs")
+
+    def as_left() -> None:
+        expect(everything).to_have_value(value)
+        assert figure(tune, "MACs") == left
+
+    tune.get_by_role("radio", name="Quantize").click()
+    expect(tune.get_by_role("switch", name="Bits, all layers")).to_be_visible()
+    tune.get_by_role("radio", name="Prune", exact=True).click()
+    as_left()
+    tune.get_by_role("link", name="Inspect").first.click()
+    expect(everything).to_be_hidden()
+    tune.get_by_role("link", name="Tune").first.click()
+    as_left()
+    tune.get_by_role("button", name="Undo", exact=True).click()
+    expect(everything).not_to_have_value(value)
+    tune.get_by_role("button", name="Redo", exact=True).click()
+    as_left()
+
+
+PUT_IN = """async ([script, html, data]) => {
+  document.body.innerHTML = `<div id="first">${html}</div><div id="second">${html}</div><div id="third">${html}</div>`;
+  const table = await import(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+  const put = (id, data) => {
+    const place = document.getElementById(id);
+    table.default({ data: [data], parentElement: place, setStateValue: () => {} });
+    return place.querySelector('.all input');
+  };
+  const slider = put('first', data);
+  slider.value = 0.45;
+  slider.dispatchEvent(new Event('input'));
+  return [put('first', data), put('second', data), put('third', { ...data, rev: 2 })].map((input) => input.value);
+}"""
+
+
+def test_a_table_put_into_the_page_anew_goes_on_from_the_edit_until_python_says_otherwise(page: Page) -> None:
+    recipe = Recipe((Step("prune_channels", {"ratio": 0.25}),))
+    data = table_data(RESNET, recipe, find(recipe, "prune_channels"), "m")
+    still = {name: data.pop(name) for name in STILL if name in data}
+    found = page.evaluate(PUT_IN, [SCRIPT, HTML, {**data, "still": json.dumps(still), "rev": 1}])
+    assert found == ["0.45", "0.45", "0.25"]
