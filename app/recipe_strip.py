@@ -51,6 +51,8 @@ def run_button(now: State) -> None:
 
 def _why_not_run(now: State, made: str | None, waiting: bool) -> str:
     """Why there is nothing to run; "" when there is."""
+    if now.data is None and opening(now):
+        return "Its data is being read and measured; see below."
     if now.data is None:
         return "Add data to this model in the Library to run recipes."
     if not now.recipe.active:
@@ -172,12 +174,20 @@ def chart(now: State, profile: Profile) -> None:
 
 
 def followed(now: State) -> Job | None:
-    """The run of this model to show: a live one, the first in line before others, or one that ended just now."""
+    """The run of this model to show: a live one, the first in line before others, or one that ended just now; and the
+    opening that is still reading its data."""
     kinds = ("run", "sensitivity")
     runs = [job for job in jobs().list() if job.kind in kinds and job.params.get("model") == now.model]
+    runs += [job for job in [opening(now)] if job]
     live = [job for job in runs if job.live]
     recent = [job for job in runs if job.ended and time.time() - job.ended < SHOWN_FOR]
     return next(iter(live[::-1] or recent), None)
+
+
+def opening(now: State) -> Job | None:
+    """The opening that brings this model's data."""
+    found = (job for job in jobs().list() if job.live and job.kind == "open")
+    return next((job for job in found if (job.metrics or {}).get("model") == now.model), None)
 
 
 def progress(now: State, job: Job) -> None:

@@ -28,6 +28,7 @@ from core.engine.calibrate import lost, measure_plan, mend
 from core.engine.fisher import rank_cells
 from core.engine.sensitivity import settings
 from core.engine.telling import answers
+from core.plan import steps_of
 from core.sensitivity_table import Plan, SensitivityTable, read_table
 from core.spending import KINDS
 
@@ -129,7 +130,7 @@ def compare(subject: Subject, table: SensitivityTable, images: int) -> Iterator[
 def repaired(subject: Subject, plan: Plan, x: Tensor, y: Tensor, before: Tensor) -> float:
     """Accuracy lost by what the technique itself makes of a plan."""
     with tempfile.TemporaryDirectory() as folder:
-        module = mend(plan, subject.model, subject.data, Path(folder) / "scratch")
+        module = mend(steps_of(plan), subject.model, subject.data, Path(folder) / "scratch")
     return lost(answers(module, x), y, before)["accuracy"]
 
 

@@ -14,7 +14,7 @@ from core.cards import ModelCard
 from core.choices import Choices
 from core.engine import latency_job
 from core.engine.calibrate import calibrate, lost, measure_plan, mend
-from core.engine.calibration_plans import COUNT, RANGE, alike, calibration_plans, random_plan, rivals
+from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, of_sliders, random_plan, rivals, steps_for
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -31,7 +31,7 @@ from core.engine.telling import answers
 from core.engine.worker import KINDS
 from core.errors import Cancelled
 from core.forecast import load
-from core.plan import key_levels, plan_rows
+from core.plan import key_levels, plan_rows, steps_of
 from core.recipe import Recipe, Step
 from core.recipe_latency import load_latency, predict_latency
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable, read_lines, severity, sum_kl
@@ -99,12 +99,16 @@ def test_each_plan_is_measured_once_and_the_first_ones_span_the_range(network: N
 
 
 def test_what_one_slider_makes_is_among_the_repaired_plans(network: Network) -> None:
+    """Widths in blocks of 8: of 16 channels 25 % less is 16, 40 % is 8. The layer that answers keeps its rank."""
+    found = of_sliders(network.profile)
     plans = calibration_plans(network.profile, make_table(network), mended=True)
-    for plan in alike(network.profile):
-        assert len(set(plan.values())) == 1
-        assert plan in plans
-    assert [set(plan) for plan in alike(network.profile)][-1] == {(name, "prune_weights") for name in ("0", "2", "5")}
-    assert not any(plan in calibration_plans(network.profile, make_table(network)) for plan in alike(network.profile))
+    assert [plan in plans for plan in found] == [True] * 4
+    assert plan_rows(found[0]) == [["0", "prune_channels", 0.5], ["2", "prune_channels", 0.5]]
+    assert found[1] == {("0", "factorize"): 0.375, ("2", "factorize"): 0.375}
+    assert found[3] == {(name, "prune_weights"): 0.7 for name in ("0", "2", "5")}
+    assert steps_for(network.profile, found[3]) == (Step("prune_weights", {"sparsity": 0.7}),)  # ranked all together
+    assert [step.record.scope for step in steps_for(network.profile, {("0", "prune_weights"): 0.7})] == ["layer"]
+    assert not any(plan in calibration_plans(network.profile, make_table(network)) for plan in found)
 
 
 def test_rivals_keep_within_the_budget(network: Network) -> None:
@@ -204,7 +208,7 @@ def test_the_job_leaves_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = read_lines(workspace.folder("models", name) / "calibration-shades.jsonl")
     row = max((r for r in rows[1:] if r["repaired"]), key=lambda r: r["drop"]["agreement"])
     x, y = to_tensor(data.validation.x, model.card), torch.from_numpy(data.validation.y)
-    mended = mend(key_levels(row["plan"]), model, data, tmp_path)
+    mended = mend(steps_for(forecast.profile, key_levels(row["plan"])), model, data, tmp_path)
     assert row["drop"] == lost(answers(mended, x), y, answers(model.module, x))
     times = load_latency(workspace, name)
     assert times is not None
@@ -228,7 +232,7 @@ def test_a_mended_plan_is_what_the_techniques_make(network: Network, tmp_path: P
     data = make_data("noise", pixels, None, tuple("abc"))
     plan = {("2", "factorize"): 0.2, ("5", "prune_weights"): 0.5}
     model = Model(network.module, CARD)
-    mended = mend(plan, model, data, tmp_path)
+    mended = mend(steps_of(plan), model, data, tmp_path)
     assert isinstance(mended.get_submodule("2"), nn.Sequential)
     assert float((mended.get_submodule("5").weight == 0).double().mean()) == pytest.approx(0.5)  # type: ignore[union-attr]
     x, _ = pictures(200)

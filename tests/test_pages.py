@@ -207,3 +207,23 @@ def test_a_new_tab_waits_for_the_data_of_its_model(tmp_path: Path, monkeypatch: 
     write_json(store.root / job / "state.json", {"status": "done", "result": result})
     tab.run()
     assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == ("pets-1", None)
+
+
+def test_tune_waits_for_the_data_of_its_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """'Tune it' is there before the data are: the page says what it waits for, and goes on by itself."""
+    monkeypatch.setenv("CNN_STUDIO_HOME", str(tmp_path))
+    monkeypatch.setattr(JobStore, "pump", lambda self: None)
+    space = write_workspace(tmp_path, resnet(1))
+    away = space.folder("data", "pets-1").rename(tmp_path / "pets-1")
+    store = JobStore(space)
+    job = store.submit("open", {"model": {}, "data": {}}, "Open my net")
+    state = {"status": "queued", "message": "Reading the data", "metrics": {"model": "net-1"}}
+    write_json(store.root / job / "state.json", state)
+    tab = studio("tune")
+    assert "Its data is being read and measured; see below." in words(tab)
+    assert [bar.proto.text for bar in tab.get("progress")] == ["Open my net · Reading the data"]
+    away.rename(space.folder("data", "pets-1"))
+    write_json(store.root / job / "state.json", {"status": "done", "result": {"model": "net-1", "data": "pets-1"}})
+    tab.run()
+    assert "Move a slider or switch a step on, then run the recipe." in words(tab)
+    assert not tab.get("progress")

@@ -8,13 +8,13 @@ kept as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from core.engine.calibration_plans import calibration_plans
+from core.engine.calibration_plans import calibration_plans, steps_for
 from core.engine.context import Report, silent
 from core.engine.data import Data
 from core.engine.judge import (
@@ -30,7 +30,8 @@ from core.engine.perturb import Network, perturb, swapped
 from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.engine.telling import answers
-from core.plan import key_levels, plan_rows, steps_of
+from core.plan import key_levels, plan_rows
+from core.recipe import Step
 from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines, sum_kl
 
 MENDING = 8  # times as long as a plan that is not repaired, for the progress bar
@@ -63,10 +64,10 @@ def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None 
     return shares
 
 
-def mend(plan: Plan, model: Model, data: Data, folder: Path) -> nn.Module:
-    """The network that the techniques make of a plan, with what remains repaired."""
+def mend(steps: Sequence[Step], model: Model, data: Data, folder: Path) -> nn.Module:
+    """The network that the techniques make, with what remains repaired."""
     made = Made(copy_model(model.module))
-    for step in steps_of(plan):
+    for step in steps:
         apply_step(step, made, model, data, 0, folder)
     return made.module
 
@@ -96,18 +97,19 @@ def calibrate(
         todo += [(plan, True) for plan in calibration_plans(network.profile, table.repaired, mended=True)]
     rows = _begun(path, head, len(todo))
     done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
-    cost = [MENDING if mended else 1 for _, mended in todo]
-    for number, (plan, mended) in enumerate(todo):
+    cost = [MENDING if repaired else 1 for _, repaired in todo]
+    for number, (plan, repaired) in enumerate(todo):
         settings = plan_rows(plan)
-        if (frozenset(key_levels(settings).items()), mended) in done:
+        if (frozenset(key_levels(settings).items()), repaired) in done:
             continue
-        kind = "repaired plan" if mended else "plan"
+        kind = "repaired plan" if repaired else "plan"
         report(sum(cost[:number]) / sum(cost), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
-        if subject and mended:
-            found = lost(answers(mend(plan, *subject, path.parent / "scratch"), x), y, before, unseen)
+        if subject and repaired:
+            mended = mend(steps_for(network.profile, plan), *subject, path.parent / "scratch")
+            found = lost(answers(mended, x), y, before, unseen)
         else:
             found = measure_plan(network, plan, x, y, before, unseen)
-        row = {"plan": settings, "repaired": mended, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
+        row = {"plan": settings, "repaired": repaired, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
         append_lines(path, [{**row, "unseen": len(unseen.margins)} if unseen else row])
     report(1.0, "Forecast calibrated")
 

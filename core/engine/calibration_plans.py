@@ -2,8 +2,8 @@
 weight-error plans of the same cost; the rest are random mixes of techniques, spread evenly over the logarithm of
 predicted KL. The most telling come first: the ends of the range, then the middles of what is left.
 
-With repair also what one slider for all layers makes: at the same KL it loses less than the allocation's plans, which
-take most where the table happens to be too low.
+With repair also what one slider for all layers makes, just as its step makes it: at the same KL it loses less than the
+allocation's plans, which take most where the table happens to be too low.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from core.allocate import Allocation
+from core.catalog import CATALOG
 from core.choices import Choices
 from core.engine.sensitivity import rows_of
 from core.errors import StudioError
 from core.layers import Profile
-from core.plan import key_levels, plan_rows
+from core.plan import key_levels, plan_of, plan_rows, steps_of
+from core.recipe import Recipe, Step
 from core.sensitivity_table import LEVELS, Key, Plan, SensitivityTable, severity, sum_kl
 from core.spending import KINDS
 
@@ -34,8 +36,9 @@ PATHS = {  # kind of cost, technique, plans on the path, how many of them get ri
     False: (("macs", "prune_channels", 3, 0), ("weight_bytes", "quantize", 3, 1)),
     True: (("macs", "prune_channels", 3, 1), ("weight_bytes", "factorize", 2, 0)),
 }
-ALIKE = (  # technique, level of all layers
-    ("prune_channels", 0.25), ("factorize", 0.5), ("prune_weights", 0.5), ("prune_weights", 0.7),
+SLIDERS = (  # technique, what its slider for all layers is set to
+    ("prune_channels", 0.25), ("prune_channels", 0.4), ("factorize", 0.375), ("prune_weights", 0.5),
+    ("prune_weights", 0.7),
 )  # fmt: skip
 UNIFORM = {"prune_channels": tuple(i / 40 for i in range(1, 39))}  # finer than the table's own levels
 
@@ -45,7 +48,7 @@ def calibration_plans(
 ) -> list[Plan]:
     """The same plans every time, for the same table."""
     rng = np.random.default_rng(seed)
-    plans = path_plans(profile, table, mended) + (alike(profile) if mended else [])
+    plans = path_plans(profile, table, mended) + (of_sliders(profile) if mended else [])
     found = {_settings(plan): plan for plan in plans[:count]}
     for aim in np.geomspace(*(MENDED_RANGE if mended else RANGE), count - len(found)):
         techniques = rng.permutation(MENDED)[:AT_ONCE].tolist() if mended else tuple(LEVELS)
@@ -59,10 +62,22 @@ def calibration_plans(
     return [plans[i] for i in spread_first(len(plans))]
 
 
-def alike(profile: Profile) -> list[Plan]:
-    """The same level for every layer, of each technique that repairs and has any."""
-    plans = [{(name, technique): level for name in rows_of(profile, technique)} for technique, level in ALIKE]
-    return [plan for plan in plans if plan]
+def of_sliders(profile: Profile) -> list[Plan]:
+    """What one slider makes of all layers: widths in blocks, the answer's layer and what would not get smaller left."""
+    plans = (plan_of(profile, recipe)[0] for recipe in _recipes())
+    return [plan for plan in plans if _settings(plan)]
+
+
+def steps_for(profile: Profile, plan: Plan) -> tuple[Step, ...]:
+    """The steps that make a plan: those of a slider where it is one's, which ranks weights over the whole network."""
+    for recipe in _recipes():
+        if _settings(plan_of(profile, recipe)[0]) == _settings(plan):
+            return recipe.steps
+    return steps_of(plan)
+
+
+def _recipes() -> list[Recipe]:
+    return [Recipe((Step(key, {str(CATALOG[key].dial): level}),)) for key, level in SLIDERS]
 
 
 def _settings(plan: Plan) -> frozenset[tuple[Key, float]]:
