@@ -19,6 +19,7 @@ from core.engine.judge import (
     remembered,
     standard_error,
     unseen_changes,
+    unseen_loss,
     unseen_losses,
 )
 
@@ -89,6 +90,9 @@ def test_what_unseen_images_are_worth_by_hand() -> None:
     np.testing.assert_allclose(unseen_changes(before, after, unseen), norm.cdf(-3))
     np.testing.assert_allclose(unseen_losses(before, after, unseen), norm.cdf(-3) * unseen.worth)
     assert not unseen_losses(before, before, unseen).any()
+    # one of four right answers was counted to go; of unseen ones a third are right, and a third can be won
+    found = unseen_loss(before, after, before.argmax(1), unseen)
+    assert found == pytest.approx(0.25 / 3 - norm.cdf(-3) / 3)
 
 
 def test_images_known_by_heart_do_not_hide_what_others_lose() -> None:

@@ -23,7 +23,7 @@ from core.engine.judge import (
     expected_loss,
     remembered,
     unseen_changes,
-    unseen_losses,
+    unseen_loss,
 )
 from core.engine.models import Model
 from core.engine.perturb import Network, perturb, swapped
@@ -49,7 +49,7 @@ def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None 
     """Shares of images, from logits (n, classes): answers that changed and, with labels, right answers that went.
 
     Counted, and as expected from how far margins moved, which varies less from one set of images to another; and so
-    expected of `unseen` images. Large moves tell less than the count, as a share of what there is to lose.
+    expected of `unseen` images.
     """
     old, new = before.numpy(), after.numpy()
     shares = {}
@@ -57,10 +57,8 @@ def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None 
         shares[name] = counted_loss(old, new, wanted)
         shares[f"expected_{name}"] = expected_loss(old, new, wanted)
     if unseen and y is not None:
-        left = float((unseen.worth == 1).mean() / (old.argmax(1) == y.numpy()).mean())
-        changed, gone = (float(f(old, new, unseen).mean()) for f in (unseen_changes, unseen_losses))
-        shares["unseen_agreement"] = max(changed, shares["agreement"])
-        shares["unseen_accuracy"] = max(gone, shares["accuracy"] * left)
+        shares["unseen_agreement"] = max(float(unseen_changes(old, new, unseen).mean()), shares["agreement"])
+        shares["unseen_accuracy"] = unseen_loss(old, new, y.numpy(), unseen)
     return shares
 
 

@@ -10,7 +10,9 @@ noise, which training is not, so trained files are counted.
 A network is sure of images that it was trained on, which may be the very images that are looked at: of ResNet-56, right
 on all of 5,000 CIFAR-10 training images and on 93.4 % of the test images, a plan that loses 1.06 points seemed to lose
 0.28. How far margins move is much the same on both, though. So where there are many labelled images that chose nothing,
-the original's own margins on those are taken, and what each answer is worth: 0.96.
+the original's own margins on those are taken, and what each answer is worth: 0.96. Of 37 calibration plans of ResNet-20
+the losses that are foretold so, with a quarter of the margins and the count of large moves, are 1.5 times the truth
+below 2 points, 1.06 times up to 15, and .99 times above (10,000 test images).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from core.engine.data import Images
 
 Array = NDArray[np.float64]
 TELLING = 1000  # unseen images from which margins tell more than on the images that are looked at
+HALF = 0.5  # of the margins are looked at,
+QUARTER = 0.25  # or fewer where large moves are counted as well
 MEMORY = 0.02  # how much more often a network is right on images that it was trained on, at least
 
 
@@ -52,9 +56,9 @@ def expected_losses(before: NDArray[np.float32], after: NDArray[np.float32], y: 
     return lost
 
 
-def _moved(old: Array, new: Array) -> Array:
-    """How far the smaller half of the margins went; all of them where that half did not move."""
-    moved = (new - old)[np.abs(old) <= np.median(np.abs(old))]
+def _moved(old: Array, new: Array, share: float = HALF) -> Array:
+    """How far the smallest `share` of the margins went; all of them where those did not move."""
+    moved = (new - old)[np.abs(old) <= np.quantile(np.abs(old), share)]
     return moved if np.ptp(moved) > 0 else new - old
 
 
@@ -94,13 +98,28 @@ def remembered(before: NDArray[np.float32], y: NDArray[np.int64] | None, unseen:
 
 def unseen_losses(before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen) -> Array:
     """What each unseen image is expected to add to the loss of accuracy, (n,), from logits of other images."""
-    return unseen_changes(before, after, unseen) * unseen.worth
+    return unseen_changes(before, after, unseen, HALF) * unseen.worth
 
 
-def unseen_changes(before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen) -> Array:
-    """How probable it is that the answer to each unseen image changes, (n,)."""
+def unseen_loss(before: NDArray[np.float32], after: NDArray[np.float32], y: NDArray[np.int64], unseen: Unseen) -> float:
+    """Loss of accuracy expected on unseen images, from logits and labels of images that are known by heart.
+
+    From margins, and at least as many of the right answers as were counted to go, less the wrong ones that are won: of
+    a ruined network the moves of small margins do not tell.
+    """
+    changes = unseen_changes(before, after, unseen)
+    right = float((before.argmax(1) == y).mean())
+    counted = counted_loss(before, after, y) * float((unseen.worth == 1).mean()) / right
+    won = float((changes * (unseen.worth == -1)).mean())
+    return max(float((changes * unseen.worth).mean()), counted - won)
+
+
+def unseen_changes(
+    before: NDArray[np.float32], after: NDArray[np.float32], unseen: Unseen, share: float = QUARTER
+) -> Array:
+    """How probable it is that the answer to each unseen image changes, (n,), from this share of the margins."""
     wanted = before.argmax(1)
-    moved = _moved(margins(before, wanted), margins(after, wanted))
+    moved = _moved(margins(before, wanted), margins(after, wanted), share)
     if not np.ptp(moved) > 0:
         return np.zeros(len(unseen.margins))
     changed: Array = ndtr(-(unseen.margins + moved.mean()) / moved.std())
