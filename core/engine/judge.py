@@ -10,9 +10,9 @@ noise, which training is not, so trained files are counted.
 A network is sure of images that it was trained on, which may be the very images that are looked at: of ResNet-56, right
 on all of 5,000 CIFAR-10 training images and on 93.4 % of the test images, a plan that loses 1.06 points seemed to lose
 0.28. How far margins move is much the same on both, though. So where there are many labelled images that chose nothing,
-the original's own margins on those are taken, and what each answer is worth: 0.96. Of 37 calibration plans of ResNet-20
-the losses that are foretold so, with a quarter of the margins and the count of large moves, are 1.5 times the truth
-below 2 points, 1.06 times up to 15, and .99 times above (10,000 test images).
+the original's own margins on those are taken, and what each answer is worth: 0.96. Losses that are foretold so for
+calibration, with a quarter of the margins and the count of large moves, are 1.5 times the truth below 2 points, 1.06
+times up to 15 and .99 times above (37 plans of ResNet-20, 10,000 test images); of 16 plans of ResNet-56 1.18 and .97.
 """
 
 from __future__ import annotations
