@@ -38,12 +38,17 @@ def followed() -> Job | None:
     here = state.current()
     if here.job is None and here.data is None:
         live = (job for job in state.jobs().list() if job.live and job.kind == "open")
-        here.job = next((job.id for job in live if here.model in (None, (job.metrics or {}).get("model"))), None)
+        here.job = next((job.id for job in live if here.model is None or brings(job, here.model)), None)
     try:
         return state.jobs().get(here.job) if here.job else None
     except StudioError:
         here.job = None  # its folder was removed
         return None
+
+
+def brings(job: Job, model: str | None) -> bool:
+    """Whether this is an opening that has brought the model, and its data later."""
+    return job.kind == "open" and (job.metrics or {}).get("model") == model
 
 
 def follow() -> None:

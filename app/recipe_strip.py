@@ -9,7 +9,7 @@ from functools import partial
 
 import streamlit as st
 
-from app import front_view, layer_rows, tables
+from app import front_view, layer_rows, opening, tables
 from app.state import State, jobs, workspace
 from app.tune_view import change
 from core.errors import RecipeError
@@ -51,7 +51,7 @@ def run_button(now: State) -> None:
 
 def _why_not_run(now: State, made: str | None, waiting: bool) -> str:
     """Why there is nothing to run; "" when there is."""
-    if now.data is None and opening(now):
+    if any(job.live for job in _openings(now)):
         return "Its data is being read and measured; see below."
     if now.data is None:
         return "Add data to this model in the Library to run recipes."
@@ -174,20 +174,18 @@ def chart(now: State, profile: Profile) -> None:
 
 
 def followed(now: State) -> Job | None:
-    """The run of this model to show: a live one, the first in line before others, or one that ended just now; and the
-    opening that is still reading its data."""
+    """The run of this model to show: a live one, the first in line before others, or one that ended just now. Without
+    data it is the opening that brings them, or could not."""
     kinds = ("run", "sensitivity")
     runs = [job for job in jobs().list() if job.kind in kinds and job.params.get("model") == now.model]
-    runs += [job for job in [opening(now)] if job]
+    runs += _openings(now)
     live = [job for job in runs if job.live]
     recent = [job for job in runs if job.ended and time.time() - job.ended < SHOWN_FOR]
     return next(iter(live[::-1] or recent), None)
 
 
-def opening(now: State) -> Job | None:
-    """The opening that brings this model's data."""
-    found = (job for job in jobs().list() if job.live and job.kind == "open")
-    return next((job for job in found if (job.metrics or {}).get("model") == now.model), None)
+def _openings(now: State) -> list[Job]:
+    return [job for job in jobs().list() if opening.brings(job, now.model)] if now.data is None else []
 
 
 def progress(now: State, job: Job) -> None:

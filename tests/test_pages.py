@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,40 +192,56 @@ def test_runs_lists_jobs_and_candidates(full: dict[str, Any]) -> None:
     assert "Quantize int8" in said
 
 
-def test_a_new_tab_waits_for_the_data_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model is there before its data: a tab opened in between follows the opening, and shows what it brings."""
+@dataclass
+class Opening:
+    """A job that has brought model net-1; its data, which are away, come later."""
+
+    space: Workspace
+    job: str
+    away: Path
+
+    def say(self, **state: Any) -> None:
+        write_json(self.space.root / "jobs" / self.job / "state.json", {"metrics": {"model": "net-1"}, **state})
+
+    def finish(self) -> None:
+        self.away.rename(self.space.folder("data", "pets-1"))
+        self.say(status="done", result={"model": "net-1", "data": "pets-1"})
+
+
+@pytest.fixture
+def halfway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opening:
     monkeypatch.setenv("CNN_STUDIO_HOME", str(tmp_path))
     monkeypatch.setattr(JobStore, "pump", lambda self: None)
     space = write_workspace(tmp_path, resnet(1))
     away = space.folder("data", "pets-1").rename(tmp_path / "pets-1")
-    store = JobStore(space)
-    job = store.submit("open", {"model": {}, "data": {}}, "Open my net")
-    state = {"status": "queued", "message": "Reading the data", "metrics": {"model": "net-1"}}
-    write_json(store.root / job / "state.json", state)
+    found = Opening(space, JobStore(space).submit("open", {"model": {}, "data": {}}, "Open my net"), away)
+    found.say(status="queued", message="Reading the data")
+    return found
+
+
+def test_a_new_tab_waits_for_the_data_of_its_model(halfway: Opening) -> None:
+    """A model is there before its data: a tab opened in between follows the opening, and shows what it brings."""
     tab = studio("library")
-    assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == (None, job)
-    away.rename(space.folder("data", "pets-1"))
-    result = {"model": "net-1", "data": "pets-1"}
-    write_json(store.root / job / "state.json", {"status": "done", "result": result})
+    assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == (None, halfway.job)
+    halfway.finish()
     tab.run()
     assert (tab.session_state[KEY].data, tab.session_state[KEY].job) == ("pets-1", None)
 
 
-def test_tune_waits_for_the_data_of_its_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_waits_for_the_data_of_its_model_too(halfway: Opening) -> None:
     """'Tune it' is there before the data are: the page says what it waits for, and goes on by itself."""
-    monkeypatch.setenv("CNN_STUDIO_HOME", str(tmp_path))
-    monkeypatch.setattr(JobStore, "pump", lambda self: None)
-    space = write_workspace(tmp_path, resnet(1))
-    away = space.folder("data", "pets-1").rename(tmp_path / "pets-1")
-    store = JobStore(space)
-    job = store.submit("open", {"model": {}, "data": {}}, "Open my net")
-    state = {"status": "queued", "message": "Reading the data", "metrics": {"model": "net-1"}}
-    write_json(store.root / job / "state.json", state)
     tab = studio("tune")
     assert "Its data is being read and measured; see below." in words(tab)
     assert [bar.proto.text for bar in tab.get("progress")] == ["Open my net · Reading the data"]
-    away.rename(space.folder("data", "pets-1"))
-    write_json(store.root / job / "state.json", {"status": "done", "result": {"model": "net-1", "data": "pets-1"}})
+    halfway.finish()
     tab.run()
     assert "Move a slider or switch a step on, then run the recipe." in words(tab)
     assert not tab.get("progress")
+
+
+def test_tune_says_why_the_data_of_its_model_did_not_come(halfway: Opening) -> None:
+    tab = studio("tune")
+    halfway.say(status="failed", error="The test images differ from the training images.", ended=time.time())
+    tab.run()
+    assert "Open my net: The test images differ from the training images." in words(tab)
+    assert "Add data to this model in the Library to run recipes." in words(tab)
