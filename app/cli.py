@@ -95,6 +95,7 @@ def open_studio(options: argparse.Namespace) -> None:
 
     sys.argv = [str(server.__file__)]  # Streamlit looks for its settings beside the program that it runs
     config = {"server.port": options.port, "server.address": options.address, "server.headless": options.no_browser}
+    print(f"CNN Studio is at http://{options.address}:{options.port} until Ctrl+C ends it.", flush=True)
     server.app.run(config=config)
 
 

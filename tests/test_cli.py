@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -112,6 +113,22 @@ def test_profile_prints_every_layer_and_the_total(
     assert set(rows) >= {"stem", "block.0", "block.2", "down", "head", "total"}
     assert rows["down"][1:4] == ["conv", "3,480", "124,416"]
     assert rows["total"][2] == f"{62_208 + 663_552 + 124_416 + 96:,}"
+
+
+def test_the_studio_says_itself_where_it_is_instead_of_streamlit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamlit's greeting comes with an offer to its own developers that would lie over the Run button."""
+    from app import server
+
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(type(server.app), "run", lambda self, config: seen.append(config))
+    monkeypatch.setattr("sys.argv", ["cnn-studio"])
+    cli.main(["studio", "--port", "8777", "--no-browser"])
+    assert capsys.readouterr().out == "CNN Studio is at http://127.0.0.1:8777 until Ctrl+C ends it.\n"
+    assert (seen[0]["server.port"], seen[0]["server.headless"]) == (8777, True)
+    settings = tomllib.loads((Path(str(server.__file__)).parent / ".streamlit" / "config.toml").read_text())
+    assert settings["logger"]["hideWelcomeMessage"]
 
 
 def test_samples_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
