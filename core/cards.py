@@ -52,6 +52,7 @@ class ModelCard(_Json):
     description: str = ""
     accuracy: float | None = None  # top-1 on the test split named by `data`, as published by `source`
     command: str = ""  # makes the checkpoint again
+    probabilities: bool = False  # the file ends with a Softmax, which the network in the studio leaves out
 
 
 @dataclass(frozen=True)

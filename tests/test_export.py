@@ -79,21 +79,21 @@ def test_export_is_silent_and_leaves_the_network_alone(tmp_path: Path, capfd: py
 
 def test_verify_accepts_the_file_and_refuses_a_changed_weight(file: Path, tmp_path: Path) -> None:
     module = tiny_model().module
-    assert onnx_writer.verify(module, file, X) < 1e-4
+    assert onnx_writer.verify(module, CARD, file, X) < 1e-4
     with torch.no_grad():
         module.head.weight[0, 0] += 1.0  # type: ignore[index]
     with pytest.raises(ModelError, match="differs from the network by"):
-        onnx_writer.verify(module, file, X)
+        onnx_writer.verify(module, CARD, file, X)
 
 
 def test_verify_refuses_another_shape_and_numbers_that_are_not_finite(file: Path) -> None:
     module = tiny_model().module
     with pytest.raises(ModelError, match=r"shape \(5, 4\); the network's is \(5, 3\)"):
-        onnx_writer.verify(nn.Sequential(module, nn.Linear(4, 3)).eval(), file, X)
+        onnx_writer.verify(nn.Sequential(module, nn.Linear(4, 3)).eval(), CARD, file, X)
     with torch.no_grad():
         module.head.bias[0] = float("nan")  # type: ignore[index]
     with pytest.raises(ModelError, match="not finite"):
-        onnx_writer.verify(module, file, X)
+        onnx_writer.verify(module, CARD, file, X)
 
 
 class Odd(nn.Module):

@@ -108,7 +108,7 @@ def test_uncut_it_is_a_copy_that_counts_as_nothing_also_in_the_file(tmp_path: Pa
     assert facts.macs == sum(map(count_macs, calls(net, torch.zeros(1, 3, 8, 8))))
     assert set(facts.node_macs) == {"first", "inner", "second", "head"}
     x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
-    assert onnx_writer.verify(net, file, x) < 1e-5
+    assert onnx_writer.verify(net, CARD, file, x) < 1e-5
 
 
 def test_read_again_it_is_a_shortcut_again(tmp_path: Path) -> None:

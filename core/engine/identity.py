@@ -42,4 +42,5 @@ def fingerprint(model: Model) -> str:
     tensors = model.module.state_dict()
     weights = [part for name, t in sorted(tensors.items()) for part in (name, t.detach().cpu().numpy().tobytes())]
     file = model.file.read_bytes() if model.file else b""
-    return digest(json.dumps(model.card.to_json(), sort_keys=True), file, *weights)
+    card = {key: value for key, value in model.card.to_json().items() if value is not False}  # a new fact renames none
+    return digest(json.dumps(card, sort_keys=True), file, *weights)

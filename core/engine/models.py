@@ -20,12 +20,14 @@ from core.engine.clean import clean
 from core.engine.data import Images, to_tensor
 from core.engine.formats.onnx_reader import DEFAULT_INPUT, read_file
 from core.engine.formats.weights_reader import is_weights, read_weights
+from core.engine.softmax import leave_out
 from core.engine.train import accuracy
 from core.errors import ModelError
 
 SCREENED, MOST_IMAGES = 128, 512  # images that `guess_normalization` looks at, first and to decide
 MARGIN = 0.1  # in accuracy, or in nats without labels: what 128 images cannot tell apart
 HELPERS = ("aux1", "aux2", "AuxLogits")  # heads that only training uses
+SOFT = "Files answer with probabilities, as the uploaded one did; the studio works on what their last Softmax reads."
 NATIVE_SIDES = {"inception_v3": 299}  # where a network's own input is not 224 × 224
 
 
@@ -86,7 +88,9 @@ def _open_onnx(path: Path, source: Mapping[str, Any]) -> Model:
     runs_as_it_is = found.batch is None and not found.channels_last
     card = _card(path, source, found.input_shape, found.output_shapes[0][0])
     module, cleaned = clean(found.module, card.input_shape)
-    return Model(module, card.with_(description=cleaned), path if runs_as_it_is else None)
+    soft = leave_out(module)
+    card = card.with_(description=" ".join(filter(None, (cleaned, SOFT if soft else ""))), probabilities=soft)
+    return Model(module, card, path if runs_as_it_is else None)
 
 
 def _open_weights(path: Path, architecture: str, source: Mapping[str, Any]) -> Model:

@@ -91,7 +91,7 @@ def build(recipe: Recipe, model: Model, data: Data, folder: Path | str, *, repor
         if CATALOG[step.technique].acts_on == "model":
             apply(number, step)
     onnx_writer.export(made.module, model.card, file, next(parts), {"recipe": recipe.id})
-    parity = onnx_writer.verify(made.module, file, probe(data, model.card).numpy())
+    parity = onnx_writer.verify(made.module, model.card, file, probe(data, model.card).numpy())
     for number, step in enumerate(steps, 1):
         if CATALOG[step.technique].acts_on == "file":
             made.proto = onnx.load(file)

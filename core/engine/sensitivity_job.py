@@ -38,7 +38,7 @@ def measure_sensitivity(workspace: Workspace, model_id: str, data_id: str, repor
     folder, profile = workspace.folder("models", model_id), workspace.profile(model_id)
     few = data.calibration.take(slice(0, MOMENT_IMAGES))
     network = describe(model.module, model.card, profile, few, part(report, 0.0, 0.02))
-    about = {"model": model_id, "data": data.card.hash, "version": VERSION}
+    about = _about(model_id, model, data)
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = folder / f"sensitivity-{data_id}.jsonl"
     table = measure_cells(network, x, y, path, about, part(report, 0.02, 0.12))
@@ -57,10 +57,16 @@ def measure_channels(workspace: Workspace, ids: tuple[str, str], model: Model, d
     """Of the same table only how sensitive channels are, coarse levels first; `ids` are the model's and the data's."""
     few = data.calibration.take(slice(0, MOMENT_IMAGES))
     network = describe(model.module, model.card, workspace.profile(ids[0]), few, report)
-    about = {"model": ids[0], "data": data.card.hash, "version": VERSION}
+    about = _about(ids[0], model, data)
     x, y = _tensors(data.calibration, TABLE_IMAGES, model.card)
     path = workspace.folder("models", ids[0]) / f"sensitivity-{ids[1]}.jsonl"
     measure_cells(network, x, y, path, about, report, ("prune_channels",))
+
+
+def _about(model_id: str, model: Model, data: Data) -> dict[str, Any]:
+    """What a table was measured on. Of networks with a Softmax at their end there are tables of its probabilities."""
+    about = {"model": model_id, "data": data.card.hash, "version": VERSION}
+    return about | ({"answers": "logits"} if model.card.probabilities else {})
 
 
 def _tensors(images: Images, count: int, card: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -93,7 +93,9 @@ def open_model(workspace: Workspace, source: dict[str, Any]) -> Model:
     origin = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     if origin["kind"] == "file":
         origin["path"] = str(folder / origin["path"])
-    return replace(models.open_model(origin), card=card, file=folder / "model.onnx")
+    opened = models.open_model(origin)
+    card = card.with_(probabilities=opened.card.probabilities)  # cards did not always say
+    return replace(opened, card=card, file=folder / "model.onnx")
 
 
 def open_data(workspace: Workspace, data_id: str, card: ModelCard) -> Data:

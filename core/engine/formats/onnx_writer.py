@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from core.cards import ModelCard
-from core.engine import runtime
+from core.engine import runtime, softmax
 from core.engine.context import Report, silent
 from core.engine.formats import onnx_gate, onnx_names
 from core.engine.formats.onnx_names import Names
@@ -51,6 +51,8 @@ def export(
     began = time.perf_counter()
     report(0.0, "Writing the ONNX file")
     proto = _translate(module, card)
+    if card.probabilities:
+        softmax.put_back(proto)
     name_nodes(proto)
     _strip(proto)
     describe(proto, card, about or {})
@@ -81,13 +83,14 @@ def describe(proto: ModelProto, card: ModelCard, about: Mapping[str, str]) -> No
     onnx.helper.set_model_props(proto, facts)
 
 
-def verify(module: nn.Module, file: Path, x: NDArray[np.float32]) -> float:
+def verify(module: nn.Module, card: ModelCard, file: Path, x: NDArray[np.float32]) -> float:
     """Largest |torch - ONNX Runtime| over the first output for x (n, c, h, w).
 
     Raises ModelError when shapes differ, a value is not finite, or the difference is over 0.1 % of the largest logit.
     """
     with torch.no_grad():
-        expected = _pytree.tree_leaves(module(torch.from_numpy(x)))[0].numpy()
+        answers = _pytree.tree_leaves(module(torch.from_numpy(x)))[0]
+        expected = (answers.softmax(1) if card.probabilities else answers).numpy()
     found = runtime.run(runtime.open_file(file), x)
     if found.shape != expected.shape:
         raise ModelError(f"The exported file answers with shape {found.shape}; the network's is {expected.shape}.")
