@@ -63,7 +63,8 @@ def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tup
 
 def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]]) -> dict[str, object]:
     plans, drop = [key_levels(r["plan"]) for r in rows], np.array([r["drop"]["accuracy"] for r in rows])
-    found = [forecast.calibration(False).at(forecast.total(forecast.sums(p, False), False)) for p in plans]
+    known = forecast.calibration(False)
+    found = [known.at(forecast.total(forecast.sums(p, False), False), forecast.trait(p, False)) for p in plans]
     predicted, wide = np.array([f[0] for f in found]), np.array([f[1] for f in found])
     errors, near = np.abs(predicted - drop), drop < NEAR
     start = time.perf_counter()

@@ -158,7 +158,7 @@ def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count
     plan, _ = plan_of(choices.profile, recipe)
     now, k, mended = forecast.predict(recipe), KINDS.index(kind), repaired(recipe)
     found: dict[str, tuple[float, Gain]] = {}
-    sums = forecast.sums(plan, mended)
+    sums, trait = forecast.sums(plan, mended), forecast.trait(plan, mended)
     for key, level in plan.items():
         if now.value is None:
             continue
@@ -167,7 +167,7 @@ def gains(forecast: Forecast, choices: Choices, recipe: Recipe, kind: str, count
             if severity(key[1], gentler) >= severity(key[1], level):
                 continue
             changed = {**sums, key[1]: others + forecast.term(key, gentler, mended)}
-            after = forecast.predict_kl(forecast.total(changed, mended), mended)
+            after = forecast.predict_kl(forecast.total(changed, mended), mended, trait)
             costs = choices.change(plan, key, gentler)
             if after.value is None or after.value - now.value < LEAST_POINTS:
                 continue

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import exp, fsum, log, sqrt
+from math import fsum, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.alike import corrected, likeness, ratios
 from core.sensitivity_table import SMALLEST_KL, Plan, pool_violators
 
 Array = NDArray[np.float64]
@@ -82,10 +83,11 @@ def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
     return grid, steps.mean(1)
 
 
-def read_map(grid: Array, values: Array, kl: float) -> float:
-    """The loss at a KL; below the grid in proportion to it, beyond it the last value."""
-    x = log(max(kl, SMALLEST_KL))
-    return float(values[0] * exp(x - grid[0])) if x < grid[0] else float(np.interp(x, grid, values))
+def read_map(grid: Array, values: Array, kl: Array) -> Array:
+    """(n,) the loss at each KL (n,); below the grid in proportion to it, beyond it the last value."""
+    x = np.log(np.maximum(kl, SMALLEST_KL))
+    found: Array = np.where(x < grid[0], values[0] * np.exp(np.minimum(x - grid[0], 0.0)), np.interp(x, grid, values))
+    return found
 
 
 def half_width(errors: Array) -> float:
@@ -97,11 +99,13 @@ def half_width(errors: Array) -> float:
 class Calibration:
     """The map from KL to loss that some measured plans give, with its intervals.
 
-    `images` is what a predicted loss will be counted over; 0: over as many as the plans were.
+    `images` is what a predicted loss will be counted over; 0: over as many as the plans were. `traits` (n, d) say where
+    each plan spends its KL; without them no plan is like another.
     """
 
-    def __init__(self, points: tuple[Point, ...], images: int = 0) -> None:
+    def __init__(self, points: tuple[Point, ...], images: int = 0, traits: Array | None = None) -> None:
         self.points, self.images = points, images
+        self.traits = np.zeros((len(points), 1)) if traits is None else traits
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
         self.estimate = np.array([p.estimate for p in scaled(points)])
 
@@ -112,8 +116,16 @@ class Calibration:
     @cached_property
     def left_out(self) -> Array:
         """(n,) the loss predicted for each point from all others."""
-        keep = ~np.eye(len(self.kl), dtype=bool)
-        return np.array([read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl[i]) for i, rest in enumerate(keep)])
+        found = []
+        for i, rest in enumerate(~np.eye(len(self.kl), dtype=bool)):
+            mapped = read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl)
+            alike = likeness(self.traits[rest], self.kl[rest], self.traits[i], self.kl[i])
+            found.append(corrected(float(mapped[i]), alike, ratios(self.estimate[rest], mapped[rest])))
+        return np.array(found)
+
+    @cached_property
+    def _ratios(self) -> Array:
+        return ratios(self.estimate, read_map(*self._map, self.kl))
 
     @cached_property
     def _noise(self) -> tuple[Array, Array]:
@@ -139,9 +151,11 @@ class Calibration:
         near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
         return near, away
 
-    def at(self, kl: float) -> tuple[float, float]:
-        """(loss, half-width of its interval) at a summed KL."""
-        drop = read_map(*self._map, kl)
+    def at(self, kl: float, trait: Array | None = None) -> tuple[float, float]:
+        """(loss, half-width of its interval) at a summed KL, of a plan that spends it as `trait` (d,) says."""
+        drop = float(read_map(*self._map, np.array(kl)))
+        if trait is not None:
+            drop = corrected(drop, likeness(self.traits, self.kl, trait, kl), self._ratios)
         return drop, self.width(drop)
 
     def width(self, drop: float, images: int | None = None) -> float:

@@ -1,12 +1,12 @@
 """Recipe → accuracy with an interval, before anything is run. NumPy only.
 
-The KL divergences of a recipe's settings, each measured alone, are summed, and `core.calibration` turns nats into
-points. Channels removed from many layers of a deep network lose more together than the sum of each alone: their errors
-have one direction, so that it is more nearly the roots that add up, repaired or not: of ResNet-56 with an eighth of the
-channels of every layer gone and repaired, 92.3 % are left, and a plain sum foretold 90.1 to 91.1. Plans that repair
-what remains have a map of their own: they lose far less at the same KL, and how much less depends on the technique.
-Both are what makes the measured plans predict each other best. Everything the user runs joins the measurements. Beyond
-the largest it says so.
+The KL divergences of a recipe's settings, each measured alone, add up (`core/nats.py`), and `core/calibration.py` turns
+nats into points. Channels removed from many layers of a deep network lose more together than the sum of each alone, so
+that it is more nearly the roots that add up, repaired or not: of ResNet-56 with an eighth of the channels of every
+layer gone and repaired, 92.3 % are left, and a plain sum foretold 90.1 to 91.1. Plans that repair what remains have a
+map of their own: they lose far less at the same KL, and how much less depends on the technique. Both are what makes the
+measured plans predict each other best. Everything the user runs joins the measurements, and tells most of what is like
+it (`core/alike.py`). Beyond the largest it says so.
 
     models/<id>/calibration-<data id>.jsonl    one line per measured plan: its settings and what it lost
 """
@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
-from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +23,15 @@ import numpy as np
 from core.calibration import Array, Calibration, Point
 from core.errors import RecipeError
 from core.layers import Profile
-from core.measured_plans import calibration_point, run_point
+from core.measured_plans import JUDGE, calibration_point, run_point
+from core.nats import WAYS, Nats, Way, Ways, total
 from core.plan import plan_of, repaired
 from core.recipe import Recipe
 from core.sensitivity_table import Key, Plan, SensitivityTable, read_lines, read_table, sum_kl
 from core.workspace import Workspace
 
-Way = tuple[float, float]  # share s, power p: KLs of one technique sum up to (Σ (s · KL)^p)^(1/p)
 FEWEST = 6  # measurements below which no number is shown
-WAYS: dict[bool, dict[str, tuple[Way, ...]]] = {  # tried without repair and with it; factors are the best there are
-    False: {"prune_channels": tuple((1.0, power) for power in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5))},
-    True: {
-        "prune_channels": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0, 0.6))),
-        "factorize": tuple(product((1.0, 0.3, 0.1), (1.0, 0.6))),
-        "prune_weights": tuple(product((1.0, 0.3, 0.1, 0.03), (1.0,))),
-    },
-}
 ROUNDS = 2  # over the techniques, one after the other: all combinations would take five times as long
-ALONE: Way = (1.0, 1.0)
 NOTED = 0.02  # losses that are small against this are alike
 
 
@@ -102,17 +91,17 @@ class Forecast:
         kl, missing = sum_kl(self.table, plan)
         if missing:
             return Prediction(None, None, None, kl, False, f"{missing[0][0]} is not measured yet ({missing[0][1]})")
-        return self.predict_kl(self.total(self.sums(plan, repair), repair), repair, reason)
+        return self.predict_kl(self.total(self.sums(plan, repair), repair), repair, self.trait(plan, repair), reason)
 
-    def predict_kl(self, kl: float, repair: bool = False, reason: str = "") -> Prediction:
-        """Of any plan whose settings sum up to `kl` nats in the way that their technique does."""
+    def predict_kl(self, kl: float, repair: bool = False, trait: Array | None = None, reason: str = "") -> Prediction:
+        """Of any plan whose settings sum up to `kl` nats, spent as `trait` says."""
         if kl == 0:
             return Prediction(self.baseline, self.baseline, self.baseline, 0.0, False, reason)
         known = self.calibration(repair)
         if len(known.points) < FEWEST:
             few = f"rank only: {len(known.points)} of at least {FEWEST} whole-network measurements are done"
             return Prediction(None, None, None, kl, False, few)
-        drop, wide = known.at(kl)
+        drop, wide = known.at(kl, trait)
         low, high = (min(1.0, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
         return Prediction(self.baseline - drop, low, high, kl, kl > known.kl.max(), reason)
 
@@ -124,29 +113,43 @@ class Forecast:
         plain, mended = (self._with(repair, self.ways(repair)) for repair in (False, True))
         return plain, mended
 
-    def _with(self, repair: bool, ways: Mapping[str, Way]) -> Calibration:
+    def _with(self, repair: bool, ways: Ways) -> Calibration:
+        nats, rows = self._nats[repair], self._rows[repair]
         found = (p for p in self.points if p.repaired == repair)
-        kls = ((p, _total(self._sums(p.plan, repair, ways), ways) if p.plan else p.kl) for p in found)
-        return Calibration(tuple(replace(p, kl=kl) for p, kl in kls), self.images)
+        kls = zip(found, nats.totals(rows, ways).tolist(), strict=True)
+        points = tuple(replace(p, kl=kl) if p.plan else p for p, kl in kls)
+        return Calibration(points, self.images, nats.traits(rows, ways))
+
+    @cached_property
+    def _nats(self) -> tuple[Nats, Nats]:
+        return Nats(self.table), Nats(self.table.repaired)
+
+    @cached_property
+    def _rows(self) -> tuple[Array, Array]:
+        """(points, d) what the settings of the measured plans cost alone: without repair, and with it."""
+        plain, mended = (
+            nats.rows([p.plan or {} for p in self.points if p.repaired == repair])
+            for repair, nats in enumerate(self._nats)
+        )
+        return plain, mended
 
     def total(self, sums: Mapping[str, float], repair: bool) -> float:
         """Nats, from what `sums` gave."""
-        return _total(sums, self.ways(repair))
+        return total(sums, self.ways(repair))
 
     def sums(self, plan: Plan, repair: bool) -> dict[str, float]:
         """Technique → sum over its settings, each as `term` has it."""
-        return self._sums(plan, repair, self.ways(repair))
+        return self._nats[repair].sums(plan, self.ways(repair))
 
     def term(self, key: Key, level: float, repair: bool) -> float:
         """What one setting adds to the sum of its technique."""
-        return self._sums({key: level}, repair, self.ways(repair))[key[1]]
+        return self.sums({key: level}, repair)[key[1]]
 
-    def _sums(self, plan: Plan, repair: bool, ways: Mapping[str, Way]) -> dict[str, float]:
-        table, found = self.table.repaired if repair else self.table, dict[str, float]()
-        for key, level in plan.items():
-            share, power = ways.get(key[1], ALONE)
-            found[key[1]] = found.get(key[1], 0.0) + (share * (table.kl(*key, level) or 0.0)) ** power
-        return found
+    def trait(self, plan: Plan, repair: bool) -> Array:
+        """(d,) where a plan spends its KL."""
+        nats = self._nats[repair]
+        trait: Array = nats.traits(nats.rows([plan]), self.ways(repair))[0]
+        return trait
 
     def ways(self, repair: bool) -> dict[str, Way]:
         """Technique → how its KLs add up: so that measured plans predict each other best."""
@@ -161,7 +164,7 @@ class Forecast:
         if sum(p.repaired == repair and p.plan is not None for p in self.points) < FEWEST:
             return best
 
-        def error(ways: Mapping[str, Way]) -> float:
+        def error(ways: Ways) -> float:
             known = self._with(repair, ways)
             off, size = np.abs(known.left_out - known.estimate), known.left_out + np.abs(known.estimate)
             return round(float(np.mean(off / (size + NOTED))), 3)  # of ways that are as good, the plainest
@@ -191,10 +194,6 @@ class Forecast:
         return Track(float(errors.mean()), float(ranks), float((errors <= wide).mean()), len(errors))
 
 
-def _total(sums: Mapping[str, float], ways: Mapping[str, Way]) -> float:
-    return fsum(max(total, 0.0) ** (1 / ways.get(technique, ALONE)[1]) for technique, total in sums.items())
-
-
 def rank(values: Array) -> Array:
     """1 for the smallest; equal values share their mean rank."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -217,6 +216,6 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     runs = workspace.candidates(model, data).items()
     points += [p for name, found in runs if (p := run_point(table, profile, name, found, baseline))]
     original, images = baseline.accuracy.value if baseline.accuracy else 1.0, baseline.agreement.count
-    finished = bool(rows) and len(rows) > rows[0].get("plans", 0)
-    remembered = rows[0].get("remembered") if rows else None
-    return Forecast(profile, table, tuple(points), original, measure, finished, images, remembered)
+    head = rows[0] if rows else {"about": {}}
+    finished = head["about"].get("judge") == JUDGE and len(rows) > head.get("plans", 0)
+    return Forecast(profile, table, tuple(points), original, measure, finished, images, head.get("remembered"))

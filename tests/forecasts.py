@@ -12,6 +12,7 @@ import numpy as np
 from core.latency_table import INTEGER, LatencyTable, Operator
 from core.layers import Profile
 from core.machine import machine_id
+from core.measured_plans import JUDGE
 from core.plan import plan_rows
 from core.predict import shape_of
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable, append_lines, row_of, severity
@@ -81,7 +82,7 @@ def write_forecast(
         for repaired in (False, True)
         for level in np.linspace(0.05, 0.95, plans).tolist()
     ]
-    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {}, "plans": 32}, *rows])
+    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {"judge": JUDGE}, "plans": 32}, *rows])
     write_json(times_path(folder), make_times(profile).to_json())
 
 

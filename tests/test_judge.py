@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from core.engine.data import Images
 from core.engine.judge import (
+    Move,
     Unseen,
     counted_loss,
     counted_losses,
@@ -19,9 +24,10 @@ from core.engine.judge import (
     remembered,
     standard_error,
     unseen_changes,
-    unseen_loss,
     unseen_losses,
 )
+
+Logits = NDArray[np.float32]
 
 
 def test_margins_are_against_the_best_of_the_others() -> None:
@@ -29,20 +35,51 @@ def test_margins_are_against_the_best_of_the_others() -> None:
     np.testing.assert_allclose(margins(logits, np.array([0, 2])), [0.5, -3.0])
 
 
+def pair(margins_before: list[float], moves: list[float]) -> tuple[Logits, Logits]:
+    """Logits (n, 2) whose first class is ahead by these margins, before and after."""
+    before = np.array([[m, 0.0] for m in margins_before], np.float32)
+    return before, before + np.array([[m, 0.0] for m in moves], np.float32)
+
+
 def test_expected_loss_by_hand() -> None:
-    """The smaller margins, twice 1, move by 2 and 0: a = 1 and s = 1. How far the larger ones move does not count."""
-    before = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0]], np.float32)
-    after = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], np.float32)
-    assert expected_loss(before, after, None) == pytest.approx((norm.cdf(-2) + norm.cdf(-4)) / 2)
+    """Margins 1 and 3 both move by -1 on average and by 1 more or less."""
+    before, after = pair([1, 1, 3, 3], [0, -2, 0, -2])
+    assert expected_loss(before, after, None) == pytest.approx((norm.cdf(0) + norm.cdf(-2)) / 2, abs=1e-6)
     assert counted_loss(before, after, None) == 0.25
 
 
+def test_sure_answers_move_further_by_hand() -> None:
+    """Margins 1 and 2 move by 1 and 2 more or less: each is as likely to be lost."""
+    before, after = pair([1, 1, 2, 2], [1, -1, 2, -2])
+    move = Move.of(np.array([1.0, 1, 2, 2]), np.array([2.0, 0, 4, 0]))
+    assert (move.shift, move.slope, move.floor, move.share) == pytest.approx((0, 0, 0, 1), abs=1e-6)
+    assert expected_loss(before, after, None) == pytest.approx(norm.cdf(-1), abs=1e-6)
+
+
 def test_labels_set_what_is_won_against_what_is_lost() -> None:
-    """Two images whose margins 2 and -1 move by -1 and 1: all of them are asked, as the smaller is alone. s = 1."""
-    before = np.array([[2.0, 0.0], [1.0, 0.0]], np.float32)
-    after = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32)
-    y = np.array([0, 1])
-    assert expected_loss(before, after, y) == pytest.approx(0.5 - (norm.cdf(2) + norm.cdf(-1)) / 2)
+    """Margins 2 and -2 are halved, and 1 more or less: as many wrong ones are won as right ones are lost."""
+    before, after = pair([2, 2, -2, -2], [0, -2, 0, 2])
+    y = np.zeros(4, np.int64)
+    each = [norm.cdf(-1)] * 2 + [-norm.cdf(-1)] * 2
+    np.testing.assert_allclose(expected_losses(before, after, y), each, atol=1e-6)
+    assert expected_loss(before, after, y) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_a_handful_of_images_is_counted(images: int) -> None:
+    """A line goes through them, so that nothing is left to chance."""
+    before, after = pair([1.0, 2.0, 3.0][:images], [-2.0, -1.0, 0.0][:images])
+    assert expected_loss(before, after, None) == pytest.approx(counted_loss(before, after, None), abs=1e-6)
+
+
+@given(
+    arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=2), elements=st.floats(-50, 50, width=32)),
+    st.integers(0, 9),
+)
+def test_an_expected_loss_is_a_share(before: Logits, seed: int) -> None:
+    after = before + np.random.default_rng(seed).standard_normal(before.shape).astype(np.float32)
+    for y in (None, np.zeros(len(before), np.int64)):
+        assert -1 <= expected_loss(before, after, y) <= 1
 
 
 def test_the_standard_error_by_hand() -> None:
@@ -85,14 +122,10 @@ def test_what_unseen_images_are_worth_by_hand() -> None:
     unseen = Unseen.of(logits, np.array([0, 1, 2]))
     assert unseen.margins.tolist() == [2.0, 2.0, 2.0]
     assert unseen.worth.tolist() == [1.0, -1.0, 0.0]
-    before = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0]], np.float32)
-    after = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], np.float32)  # a = 1 and s = 1, as above
-    np.testing.assert_allclose(unseen_changes(before, after, unseen), norm.cdf(-3))
-    np.testing.assert_allclose(unseen_losses(before, after, unseen), norm.cdf(-3) * unseen.worth)
+    before, after = pair([1, 1, 3, 3], [0, -2, 0, -2])  # as above: a margin of 2 goes to 1 ± 1
+    np.testing.assert_allclose(unseen_changes(before, after, unseen), norm.cdf(-1), atol=1e-6)
+    np.testing.assert_allclose(unseen_losses(before, after, unseen), norm.cdf(-1) * unseen.worth, atol=1e-6)
     assert not unseen_losses(before, before, unseen).any()
-    # one of four right answers was counted to go; of unseen ones a third are right, and a third can be won
-    found = unseen_loss(before, after, before.argmax(1), unseen)
-    assert found == pytest.approx(0.25 / 3 - norm.cdf(-3) / 3)
 
 
 def test_images_known_by_heart_do_not_hide_what_others_lose() -> None:

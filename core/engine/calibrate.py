@@ -23,13 +23,14 @@ from core.engine.judge import (
     expected_loss,
     remembered,
     unseen_changes,
-    unseen_loss,
+    unseen_losses,
 )
 from core.engine.models import Model
 from core.engine.perturb import Network, perturb, swapped
 from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.engine.telling import answers
+from core.measured_plans import JUDGE
 from core.plan import key_levels, plan_rows
 from core.recipe import Step
 from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines, sum_kl
@@ -57,8 +58,8 @@ def lost(after: Tensor, y: Tensor | None, before: Tensor, unseen: Unseen | None 
         shares[name] = counted_loss(old, new, wanted)
         shares[f"expected_{name}"] = expected_loss(old, new, wanted)
     if unseen and y is not None:
-        shares["unseen_agreement"] = max(float(unseen_changes(old, new, unseen).mean()), shares["agreement"])
-        shares["unseen_accuracy"] = unseen_loss(old, new, y.numpy(), unseen)
+        shares["unseen_agreement"] = float(unseen_changes(old, new, unseen).mean())
+        shares["unseen_accuracy"] = float(unseen_losses(old, new, unseen).mean())
     return shares
 
 
@@ -87,7 +88,7 @@ def calibrate(
     network was probably trained on x.
     """
     before = answers(network.module, x)
-    head = _head(about, before, y, unseen)
+    head = _head({**about, "judge": JUDGE}, before, y, unseen)
     if "remembered" not in head:
         unseen = None
     todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
