@@ -115,7 +115,7 @@ def left_out(forecast: Forecast) -> dict[str, float]:
     """Plans that repair what remains: each predicted from all others."""
     known = forecast.calibration(True)
     errors, near = np.abs(known.left_out - known.drop), known.drop < NEAR
-    wide = np.array([known.width(float(drop), FITTED) for drop in known.left_out])
+    wide = np.array([known.width(float(drop), 0) for drop in known.left_out])
     return {
         "plans": len(errors),
         "spearman": float(spearmanr(known.left_out, known.drop)[0]),

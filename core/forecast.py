@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.calibration import Array, Calibration, Point
+from core.calibration import CALIBRATION, Array, Calibration, Point
 from core.errors import RecipeError
 from core.layers import Profile
 from core.measured_plans import JUDGE, calibration_point, run_point
@@ -177,7 +177,7 @@ class Forecast:
     def checks(self) -> tuple[Check, ...]:
         """Predicted against measured, each point by all others of its kind: for the chart."""
         return tuple(
-            Check(point, drop, known.width(drop, point.images or None))
+            Check(point, drop, known.width(drop, 0 if point.source == CALIBRATION else None))
             for known in self._calibrations
             if len(known.points) >= FEWEST
             for point, drop in zip(known.points, known.left_out.tolist(), strict=True)
