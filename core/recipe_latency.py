@@ -64,6 +64,8 @@ def predict_latency(
     """Weights alone in few bits are computed in float, so they take as long as floats. `after` are the recipe's
     `layer_times`, where they are known."""
     before = table.original_ms or table.whole(sum(layer_times(profile, Recipe(), table).values()))
+    if not recipe.active:
+        return Speed(before, before)
     modes = [step.record.mode for step in recipe.active if step.technique == "quantize"]
     for mode, why in (("int8_dynamic", DYNAMIC), ("float16", HALF)):
         if mode in modes:

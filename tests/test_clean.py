@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from core.engine.clean import clean
+from core.engine.graph import trace
 from core.engine.models import open_model
+from tests.shared_data import shared
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -98,3 +100,47 @@ def test_an_uploaded_file_is_cleaned_and_the_file_itself_is_not_touched(tmp_path
     assert "merged 2 parallel branches" in model.card.description
     assert path.read_bytes() == before
     np.testing.assert_allclose(model.module(X).detach(), Parallel().eval()(X).detach(), rtol=1e-3, atol=1e-4)
+
+
+class ChannelsLast(nn.Module):
+    """As TensorFlow's converter writes it: what is pooled to (sides) is put channels last and flattened."""
+
+    def __init__(self, sides: tuple[int, int], more: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(sides)
+        self.answer, self.more = nn.Linear(8 * sides[0] * sides[1], 5), more
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.conv(x))).permute(0, 2, 3, 1)
+        answer: Tensor = self.answer(x.flatten(1) if self.more == 1 else torch.flatten(x, 1))
+        return answer + x.mean() if self.more == 2 else answer
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 3)])
+def test_a_linear_layer_reads_channels_first(sides: tuple[int, int]) -> None:
+    """Then its channels can be pruned: pruning by torch-pruning counts on them being flattened in their order."""
+    module = fx.symbolic_trace(ChannelsLast(sides).eval())
+    cleaned, said = clean(module, (3, 16, 16))
+    assert (
+        said
+        == "On opening, the studio removed the transposition before 1 of its linear layers; its answers are the same."
+    )
+    assert not [node for node in cleaned.graph.nodes if node.target == "permute"]
+    torch.testing.assert_close(cleaned(X), module(X), rtol=1e-4, atol=1e-5)
+    assert [group.name for group in trace(module, X[:1]).open] == []
+    assert [group.name for group in trace(cleaned, X[:1]).open] == ["conv"]
+
+
+def test_a_transposition_that_others_read_stays() -> None:
+    module = fx.symbolic_trace(ChannelsLast((2, 3), more=2).eval())
+    assert clean(module, (3, 16, 16)) == (module, "")
+
+
+def test_a_public_model_from_keras_can_be_pruned_to_its_last_layer() -> None:
+    """Its last stage was closed: "Its channels pass through Transpose"."""
+    opened = open_model({"kind": "file", "path": shared("checkpoints/mlperf_resnet8_cifar10.onnx")})
+    assert opened.card.probabilities
+    assert "transposition" in opened.card.description
+    groups = trace(opened.module, torch.zeros(1, 3, 32, 32)).groups
+    assert not [group.name for group in groups if group.blocked and "Transpose" in group.blocked]

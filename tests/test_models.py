@@ -131,6 +131,15 @@ def test_card_of_an_onnx_file(tmp_path: Path) -> None:
     assert models.open_model({"kind": "file", "path": classifier(path, (1, 3, 8, 8))}).file is None
 
 
+def test_a_card_says_that_files_will_take_channels_first(tmp_path: Path) -> None:
+    nodes = [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t c.weight", "c")]
+    nodes += [node("GlobalAveragePool", "c", "p"), node("Flatten", "p")]
+    path = write(tmp_path / "last.onnx", nodes, {"c.weight": draw(4, 3, 3, 3)}, (1, 8, 8, 3))
+    card = models.open_model({"kind": "file", "path": path}).card
+    assert card.input_shape == (3, 8, 8)
+    assert card.description == models.LAST
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 Convolutions of one input whose outputs are only summed become one convolution, an identity or a BatchNorm beside them
 included (RepVGG: Making VGG-style ConvNets Great Again, Ding et al. 2021), and channels that nothing reads are removed.
+Files from TensorFlow put channels last before a linear layer; it reads them first then, so that they can be pruned.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from core.engine.counterparts import SUMS
 from core.engine.graph import Structure, trace
 from core.engine.surgery import copy_model, kind_of, remove_channels
 
 CLOSE = 1e-4  # of the largest answer: float32 sums in another order
+CHANNELS_LAST = (0, 2, 3, 1)
 READERS = ("conv", "conv_transpose", "linear", "shortcut")  # kinds that turn channels into others
 
 Modules = Mapping[str, nn.Module]
@@ -30,12 +33,17 @@ def clean(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[nn.Module, s
         return module, ""
     twin = copy_model(module.eval())
     assert isinstance(twin, fx.GraphModule)
-    merged, dead = merge_parallel(twin), remove_dead(twin, torch.zeros(1, *input_shape))
+    zeros = torch.zeros(1, *input_shape)
+    turned, merged, dead = read_channels_first(twin, zeros), merge_parallel(twin), remove_dead(twin, zeros)
     x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
     before, after = module(x), twin(x)
-    if not (merged or dead) or float((before - after).abs().max()) > CLOSE * float(before.abs().max()):
+    if not (merged or dead or turned) or float((before - after).abs().max()) > CLOSE * float(before.abs().max()):
         return module, ""
-    said = {"merged {} parallel branches": merged, "removed {} channels that nothing reads": dead}
+    said = {
+        "merged {} parallel branches": merged,
+        "removed {} channels that nothing reads": dead,
+        "removed the transposition before {} of its linear layers": turned,
+    }
     done = " and ".join(text.format(count) for text, count in said.items() if count)
     return twin, f"On opening, the studio {done}; its answers are the same."
 
@@ -117,6 +125,48 @@ def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
 
 def _is(node: fx.Node, kind: type[nn.Module], modules: Modules) -> bool:
     return node.op == "call_module" and isinstance(modules[str(node.target)], kind)
+
+
+def read_channels_first(module: fx.GraphModule, example: Tensor) -> int:
+    """Drop each transposition to channels last whose result is only flattened for a linear layer, and reorder what
+    that layer reads; how many went."""
+    turns = [node for node in module.graph.nodes if _turns(node)]
+    if turns:
+        ShapeProp(module).propagate(example)  # type: ignore[no-untyped-call]
+    count, modules = 0, dict(module.named_modules())
+    for turn in turns:
+        flat = next(iter(turn.users))
+        linear = _only_user(flat)
+        if (
+            flat.target is not torch.flatten
+            or flat.args[1] != 1
+            or linear is None
+            or not _is(linear, nn.Linear, modules)
+        ):
+            continue
+        source, layer = turn.all_input_nodes[0], modules[str(linear.target)]
+        _, c, h, w = source.meta["tensor_meta"].shape
+        assert isinstance(layer, nn.Linear)
+        if layer.in_features != c * h * w:  # not all of it was flattened
+            continue
+        layer.weight.copy_(layer.weight.view(-1, h, w, c).permute(0, 3, 1, 2).flatten(1).clone())
+        flat.replace_input_with(turn, source)
+        module.graph.erase_node(turn)
+        count += 1
+    module.recompile()
+    return count
+
+
+def _turns(node: fx.Node) -> bool:
+    """Whether a node puts channels last, for one reader."""
+    if node.target not in ("permute", torch.permute) or len(node.args) < 2:
+        return False
+    order = node.args[1] if len(node.args) == 2 else node.args[1:]
+    return order in (CHANNELS_LAST, list(CHANNELS_LAST)) and _only_user(node) is not None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def remove_dead(module: nn.Module, example: Tensor) -> int:

@@ -27,6 +27,7 @@ from core.errors import ModelError
 SCREENED, MOST_IMAGES = 128, 512  # images that `guess_normalization` looks at, first and to decide
 MARGIN = 0.1  # in accuracy, or in nats without labels: what 128 images cannot tell apart
 HELPERS = ("aux1", "aux2", "AuxLogits")  # heads that only training uses
+LAST = "The uploaded file takes images with channels last; the studio's files take them with channels first."
 SOFT = "Files answer with probabilities, as the uploaded one did; the studio works on what their last Softmax reads."
 NATIVE_SIDES = {"inception_v3": 299}  # where a network's own input is not 224 × 224
 
@@ -89,7 +90,8 @@ def _open_onnx(path: Path, source: Mapping[str, Any]) -> Model:
     card = _card(path, source, found.input_shape, found.output_shapes[0][0])
     module, cleaned = clean(found.module, card.input_shape)
     soft = leave_out(module)
-    card = card.with_(description=" ".join(filter(None, (cleaned, SOFT if soft else ""))), probabilities=soft)
+    said = (cleaned, LAST if found.channels_last else "", SOFT if soft else "")
+    card = card.with_(description=" ".join(filter(None, said)), probabilities=soft)
     return Model(module, card, path if runs_as_it_is else None)
 
 
