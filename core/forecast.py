@@ -217,5 +217,5 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     points += [p for name, found in runs if (p := run_point(table, profile, name, found, baseline))]
     original, images = baseline.accuracy.value if baseline.accuracy else 1.0, baseline.agreement.count
     head = rows[0] if rows else {"about": {}}
-    finished = head["about"].get("judge") == JUDGE and len(rows) > head.get("plans", 0)
+    finished = head["about"].get("judge") == JUDGE and "last" in rows[-1]
     return Forecast(profile, table, tuple(points), original, measure, finished, images, head.get("remembered"))

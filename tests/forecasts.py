@@ -82,7 +82,9 @@ def write_forecast(
         for repaired in (False, True)
         for level in np.linspace(0.05, 0.95, plans).tolist()
     ]
-    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {"judge": JUDGE}, "plans": 32}, *rows])
+    if plans >= 16:
+        rows[-1]["last"] = True
+    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {"judge": JUDGE}}, *rows])
     write_json(times_path(folder), make_times(profile).to_json())
 
 

@@ -12,9 +12,21 @@ from torch import Tensor, nn
 
 from core.cards import ModelCard
 from core.choices import Choices
+from core.engine import calibrate as measuring
 from core.engine import latency_job
 from core.engine.calibrate import calibrate, lost, measure_plan, mend
-from core.engine.calibration_plans import COUNT, RANGE, calibration_plans, of_sliders, random_plan, rivals, steps_for
+from core.engine.calibration_plans import (
+    COUNT,
+    LIMITS,
+    RANGE,
+    calibration_plans,
+    of_sliders,
+    random_plan,
+    reach,
+    rivals,
+    scouts,
+    steps_for,
+)
 from core.engine.data import Images, make_data, to_tensor
 from core.engine.data_sets import save_data
 from core.engine.formats import onnx_writer
@@ -84,6 +96,34 @@ def test_calibration_spans_the_range_and_is_the_same_every_time(network: Network
     kl = [sum_kl(table, plan)[0] for plan in plans]
     assert min(kl) < 10 * RANGE[0]
     assert RANGE[1] / 4 < max(kl) <= RANGE[1]
+
+
+def test_scouts_tell_where_the_others_lie() -> None:
+    """One answer in a hundred for each hundredth of a nat, then five of them."""
+    assert reach([(0.02, 0.02), (0.1, 0.1)]) == pytest.approx((0.01, 0.6))
+    assert reach([(0.02, 0.05), (0.1, 1.0)]) == pytest.approx((0.002, 0.12))  # 2.5 and 10 in a hundred: 5
+    assert reach([(0.02, 0.0), (0.1, 0.1)]) == pytest.approx((0.01, 0.6))
+    assert reach([(0.02, 0.0), (0.1, 0.0)]) == RANGE
+    assert reach([(0.02, 1e-9)]) == (LIMITS[1], LIMITS[1])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.002])
+def test_the_others_lie_where_there_is_something_to_lose(
+    share: float, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table, (x, y) = tmp_path / "calibration.jsonl", make_table(network), pictures(40)
+    found = {"agreement": share, "expected_agreement": share, "accuracy": share, "expected_accuracy": share}
+    monkeypatch.setattr(measuring, "measure_plan", lambda *_: found)
+    calibrate(network, table, x, y, path, {})
+    _, *rows = read_lines(path)
+    first = [key_levels(row["plan"]) for row in rows[:2]]
+    assert first == [key_levels(plan_rows(plan)) for plan in scouts(network.profile, table)]
+    low, high = reach([(row["kl"], share) for row in rows[:2]])
+    kl = sorted(row["kl"] for row in rows[2:])
+    assert low < np.median(kl) < high
+    assert [("last" in row) for row in rows] == [False] * (len(rows) - 1) + [True]
+    calibrate(network, table, x, y, path, {})  # nothing is left to measure
+    assert read_lines(path)[1:] == rows
 
 
 def test_each_plan_is_measured_once_and_the_first_ones_span_the_range(network: Network) -> None:

@@ -8,13 +8,13 @@ kept as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from core.engine.calibration_plans import calibration_plans, steps_for
+from core.engine.calibration_plans import COUNT, calibration_plans, reach, scouts, steps_for
 from core.engine.context import Report, silent
 from core.engine.data import Data
 from core.engine.judge import (
@@ -30,6 +30,7 @@ from core.engine.perturb import Network, perturb, swapped
 from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.engine.telling import answers
+from core.layers import Profile
 from core.measured_plans import JUDGE
 from core.plan import key_levels, plan_rows
 from core.recipe import Step
@@ -91,26 +92,47 @@ def calibrate(
     head = _head({**about, "judge": JUDGE}, before, y, unseen)
     if "remembered" not in head:
         unseen = None
-    todo = [(plan, False) for plan in calibration_plans(network.profile, table)]
-    if subject:
-        todo += [(plan, True) for plan in calibration_plans(network.profile, table.repaired, mended=True)]
-    rows = _begun(path, head, len(todo))
-    done = {(frozenset(key_levels(row["plan"]).items()), row["repaired"]) for row in rows[1:]}
-    cost = [MENDING if repaired else 1 for _, repaired in todo]
-    for number, (plan, repaired) in enumerate(todo):
-        settings = plan_rows(plan)
-        if (frozenset(key_levels(settings).items()), repaired) in done:
+    rows, spent = _begun(path, head), 0
+    whole, count = (COUNT * (1 + MENDING), 2 * COUNT) if subject else (COUNT, COUNT)
+    for number, (plan, repaired, last) in enumerate(_plans(network.profile, table, rows, subject is not None), 1):
+        settings, cost = plan_rows(plan), MENDING if repaired else 1
+        spent += cost
+        if _found(rows, plan, repaired):
             continue
         kind = "repaired plan" if repaired else "plan"
-        report(sum(cost[:number]) / sum(cost), f"Measuring whole-network {kind} {number + 1} of {len(todo)}")
+        report((spent - cost) / whole, f"Measuring whole-network {kind} {number} of {count}")
         if subject and repaired:
             mended = mend(steps_for(network.profile, plan), *subject, path.parent / "scratch")
             found = lost(answers(mended, x), y, before, unseen)
         else:
             found = measure_plan(network, plan, x, y, before, unseen)
         row = {"plan": settings, "repaired": repaired, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
-        append_lines(path, [{**row, "unseen": len(unseen.margins)} if unseen else row])
+        row |= ({"unseen": len(unseen.margins)} if unseen else {}) | ({"last": True} if last else {})
+        append_lines(path, [row])
+        rows.append(row)
     report(1.0, "Forecast calibrated")
+
+
+def _plans(
+    profile: Profile, table: SensitivityTable, rows: Sequence[Mapping[str, Any]], mended: bool
+) -> Iterator[tuple[Plan, bool, bool]]:
+    """(plan, whether it is repaired, whether it is the last). `rows` hold the scouts when the others are asked for."""
+    first = scouts(profile, table)
+    for plan in first:
+        yield plan, False, False
+    known = [row for plan in first if (row := _found(rows, plan, False))]
+    changed = [(row["kl"], row["drop"].get("unseen_agreement", row["drop"]["agreement"])) for row in known]
+    todo = [(plan, False) for plan in calibration_plans(profile, table, False, reach(changed), first)]
+    if mended:
+        todo += [(plan, True) for plan in calibration_plans(profile, table.repaired, True)]
+    for number, (plan, repaired) in enumerate(todo, 1):
+        yield plan, repaired, number == len(todo)
+
+
+def _found(rows: Sequence[Mapping[str, Any]], plan: Plan, repaired: bool) -> Mapping[str, Any] | None:
+    """The line of a plan; None where it is not measured yet."""
+    wanted = key_levels(plan_rows(plan))
+    return next((r for r in rows[1:] if r["repaired"] == repaired and key_levels(r["plan"]) == wanted), None)
 
 
 def _head(about: Mapping[str, object], before: Tensor, y: Tensor | None, unseen: Unseen | None) -> dict[str, object]:
@@ -121,11 +143,11 @@ def _head(about: Mapping[str, object], before: Tensor, y: Tensor | None, unseen:
     return {"about": dict(about), "remembered": float((before.numpy().argmax(1) == right).mean())}
 
 
-def _begun(path: Path, head: Mapping[str, object], plans: int) -> list[dict[str, Any]]:
+def _begun(path: Path, head: dict[str, object]) -> list[dict[str, Any]]:
     """The lines that are there, the first of them the circumstances; a file of others is begun anew."""
     rows = read_lines(path)
-    if not rows or {k: v for k, v in rows[0].items() if k != "plans"} != head:
+    if not rows or rows[0] != head:
         path.unlink(missing_ok=True)
-        rows = [{**head, "plans": plans}]
+        rows = [head]
         append_lines(path, rows)
     return rows
