@@ -56,8 +56,9 @@ def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tup
     path = RESULTS / f"forecast-{subject.name}-calibration.jsonl"
     x, y = subject.images(0, FITTED)
     about, techniques = {"model": subject.name, "images": FITTED}, (subject.model, subject.data) if repaired else None
-    calibrate(subject.network, table, x, y, path, about, lambda _, message: print(message, flush=True), techniques)
-    found = (calibration_point(table, row, "accuracy") for row in read_lines(path)[1:])
+    told = lambda _, message: print(message, flush=True)  # noqa: E731
+    rows = calibrate(subject.network, table, x, y, path, about, told, techniques)
+    found = (calibration_point(table, row, "accuracy") for row in rows)
     return tuple(point for point in found if point)
 
 

@@ -102,7 +102,8 @@ class Forecast:
             few = f"rank only: {len(known.points)} of at least {FEWEST} whole-network measurements are done"
             return Prediction(None, None, None, kl, False, few)
         drop, wide = known.at(kl, trait)
-        low, high = (min(1.0, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
+        best = min(1.0, self.baseline + known.width(0.0))  # no damage makes a network better, but for the count's noise
+        low, high = (min(best, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
         return Prediction(self.baseline - drop, low, high, kl, kl > known.kl.max(), reason)
 
     def calibration(self, repair: bool) -> Calibration:
@@ -217,5 +218,5 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     points += [p for name, found in runs if (p := run_point(table, profile, name, found, baseline))]
     original, images = baseline.accuracy.value if baseline.accuracy else 1.0, baseline.agreement.count
     head = rows[0] if rows else {"about": {}}
-    finished = head["about"].get("judge") == JUDGE and "last" in rows[-1]
+    finished = head["about"].get("judge") == JUDGE and any("last" in row for row in rows)
     return Forecast(profile, table, tuple(points), original, measure, finished, images, head.get("remembered"))

@@ -351,3 +351,15 @@ def test_a_workspace_gives_calibration_and_what_was_run(tmp_path: Path) -> None:
     assert found.points[0].kl == pytest.approx(0.25)
     assert found.points[1].kl == pytest.approx(0.5)
     assert log(found.calibration(False).kl.max()) == pytest.approx(log(0.5))
+
+
+def test_no_interval_reaches_further_above_the_original_than_a_count_may() -> None:
+    """Losses that scatter widely give a wide interval, on the side of what is lost."""
+    kl = np.geomspace(0.05, 2.0, 12)
+    wild = tuple(Point(float(k), float(0.2 * k * (1 + 0.8 * (-1) ** i)), "calibration") for i, k in enumerate(kl))
+    forecast = Forecast(PROFILE, TABLE, wild, baseline=0.9)
+    found = forecast.predict_kl(1.0)
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high == pytest.approx(0.9 + forecast.calibration(False).width(0.0))
+    assert found.value - found.low > found.high - found.value

@@ -82,35 +82,41 @@ def calibrate(
     report: Report = silent,
     subject: tuple[Model, Data] | None = None,
     unseen: Unseen | None = None,
-) -> None:
+) -> list[Mapping[str, Any]]:
     """Measure what of the calibration plans is not in `path` yet; a file of other circumstances is begun anew.
 
-    With `subject`, the model and data that the techniques run on, repaired plans too. `unseen` is asked where the
-    network was probably trained on x.
+    Returns the lines of these plans; the file may hold those of an earlier version as well. With `subject`, the model
+    and data that the techniques run on, repaired plans too. `unseen` is asked where the network was probably trained
+    on x.
     """
     before = answers(network.module, x)
     head = _head({**about, "judge": JUDGE}, before, y, unseen)
     if "remembered" not in head:
         unseen = None
-    rows, spent = _begun(path, head), 0
-    whole, count = (COUNT * (1 + MENDING), 2 * COUNT) if subject else (COUNT, COUNT)
+    rows, count = _begun(path, head), 2 * COUNT if subject else COUNT
     for number, (plan, repaired, last) in enumerate(_plans(network.profile, table, rows, subject is not None), 1):
-        settings, cost = plan_rows(plan), MENDING if repaired else 1
-        spent += cost
         if _found(rows, plan, repaired):
             continue
         kind = "repaired plan" if repaired else "plan"
-        report((spent - cost) / whole, f"Measuring whole-network {kind} {number} of {count}")
+        report(_time(number - 1) / _time(count), f"Measuring whole-network {kind} {number} of {count}")
         if subject and repaired:
             mended = mend(steps_for(network.profile, plan), *subject, path.parent / "scratch")
             found = lost(answers(mended, x), y, before, unseen)
         else:
             found = measure_plan(network, plan, x, y, before, unseen)
-        row = {"plan": settings, "repaired": repaired, "kl": sum_kl(table, plan)[0], "drop": found, "images": len(x)}
+        row: dict[str, Any] = {"plan": plan_rows(plan), "repaired": repaired, "kl": sum_kl(table, plan)[0]}
+        row |= {"drop": found, "images": len(x)}
         row |= ({"unseen": len(unseen.margins)} if unseen else {}) | ({"last": True} if last else {})
         append_lines(path, [row])
         rows.append(row)
     report(1.0, "Forecast calibrated")
+    own = ((plan, repaired) for plan, repaired, _ in _plans(network.profile, table, rows, subject is not None))
+    return [line for plan, repaired in own if (line := _found(rows, plan, repaired))]
+
+
+def _time(plans: int) -> int:
+    """What the first so many plans take, in those of one that is not repaired."""
+    return min(plans, COUNT) + MENDING * max(0, plans - COUNT)
 
 
 def _plans(
