@@ -128,10 +128,12 @@ class Calibration:
     def _widths(self) -> tuple[float, float]:
         """Half-widths near and far, in units of `scale`; a side with too few points takes all.
 
-        Against the loss as counted, noise and all: that is what will be measured.
+        Against the loss as counted, noise and all: that is what will be measured. The plan of most nats is foretold from
+        one side alone, which no other is: beyond it nothing is promised.
         """
-        errors, far = np.abs(self.left_out - self.drop) / self.scale(self.left_out), self.left_out >= NEAR
-        near, away = (half_width(errors[side] if side.sum() >= 4 else errors) for side in (~far, far))
+        inside = self.kl < self.kl.max()
+        errors, far = (np.abs(self.left_out - self.drop) / self.scale(self.left_out))[inside], self.left_out >= NEAR
+        near, away = (half_width(errors[s] if s.sum() >= 4 else errors) for s in (~far[inside], far[inside]))
         return near, away
 
     def at(self, kl: float, trait: Array | None = None) -> tuple[float, float]:
