@@ -128,8 +128,8 @@ class Calibration:
     def _widths(self) -> tuple[float, float]:
         """Half-widths near and far, in units of `scale`; a side with too few points takes all.
 
-        Against the loss as counted, noise and all: that is what will be measured. The plan of most nats is foretold from
-        one side alone, which no other is: beyond it nothing is promised.
+        Against the loss as counted, noise and all: that is what will be measured. The plan of most nats is foretold
+        from one side alone, which no other is: beyond it nothing is promised.
         """
         inside = self.kl < self.kl.max()
         errors, far = (np.abs(self.left_out - self.drop) / self.scale(self.left_out))[inside], self.left_out >= NEAR

@@ -23,7 +23,7 @@ import numpy as np
 from core.calibration import CALIBRATION, Array, Calibration, Point
 from core.errors import RecipeError
 from core.layers import Profile
-from core.measured_plans import JUDGE, calibration_point, run_point
+from core.measured_plans import DONE, JUDGE, calibration_point, run_point
 from core.nats import WAYS, Nats, Way, Ways, total
 from core.plan import plan_of, repaired
 from core.recipe import Recipe
@@ -218,5 +218,5 @@ def load(workspace: Workspace, model: str, data: str) -> Forecast | None:
     points += [p for name, found in runs if (p := run_point(table, profile, name, found, baseline))]
     original, images = baseline.accuracy.value if baseline.accuracy else 1.0, baseline.agreement.count
     head = rows[0] if rows else {"about": {}}
-    finished = head["about"].get("judge") == JUDGE and any("last" in row for row in rows)
+    finished = head["about"].get("judge") == JUDGE and DONE in head
     return Forecast(profile, table, tuple(points), original, measure, finished, images, head.get("remembered"))

@@ -12,7 +12,7 @@ import numpy as np
 from core.latency_table import INTEGER, LatencyTable, Operator
 from core.layers import Profile
 from core.machine import machine_id
-from core.measured_plans import JUDGE
+from core.measured_plans import DONE, JUDGE
 from core.plan import plan_rows
 from core.predict import shape_of
 from core.sensitivity_table import LEVELS, Cell, SensitivityTable, append_lines, row_of, severity
@@ -82,9 +82,8 @@ def write_forecast(
         for repaired in (False, True)
         for level in np.linspace(0.05, 0.95, plans).tolist()
     ]
-    if plans >= 16:
-        rows[-1]["last"] = True
-    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {"judge": JUDGE}}, *rows])
+    done = {DONE: True} if plans >= 16 else {}
+    append_lines(folder / f"calibration-{data}.jsonl", [{"about": {"judge": JUDGE}} | done, *rows])
     write_json(times_path(folder), make_times(profile).to_json())
 
 

@@ -43,6 +43,7 @@ from core.engine.telling import answers
 from core.engine.worker import KINDS
 from core.errors import Cancelled
 from core.forecast import load
+from core.measured_plans import JUDGE
 from core.plan import key_levels, plan_rows, steps_of
 from core.recipe import Recipe, Step
 from core.recipe_latency import load_latency, predict_latency
@@ -121,9 +122,15 @@ def test_the_others_lie_where_there_is_something_to_lose(
     low, high = reach([(row["kl"], share) for row in rows[:2]])
     kl = sorted(row["kl"] for row in rows[2:])
     assert low < np.median(kl) < high
-    assert [("last" in row) for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert read_lines(path)[0]["finished"]
     calibrate(network, table, x, y, path, {})  # nothing is left to measure
     assert read_lines(path)[1:] == rows
+
+
+def test_where_nothing_can_be_planned_nothing_is_left_to_measure(network: Network, tmp_path: Path) -> None:
+    path, (x, y) = tmp_path / "calibration.jsonl", pictures(40)
+    assert calibrate(network, SensitivityTable({}, {}), x, y, path, {}) == []
+    assert read_lines(path) == [{"about": {"judge": JUDGE}, "finished": True}]
 
 
 def test_each_plan_is_measured_once_and_the_first_ones_span_the_range(network: Network) -> None:
@@ -191,6 +198,7 @@ def test_calibration_goes_on_after_a_stop(network: Network, tmp_path: Path) -> N
     with pytest.raises(Cancelled):
         calibrate(network, table, x, y, path, {"images": 40}, stop_at_five)
     assert len(read_lines(path)) == 1 + 4
+    assert "finished" not in read_lines(path)[0]
     first = read_lines(path)[1:]
     calibrate(network, table, x, y, path, {"images": 40})
     assert read_lines(path)[1:5] == first

@@ -8,6 +8,7 @@ kept as well.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from core.engine.steps import Made, apply_step
 from core.engine.surgery import copy_model
 from core.engine.telling import answers
 from core.layers import Profile
-from core.measured_plans import JUDGE
+from core.measured_plans import DONE, JUDGE
 from core.plan import key_levels, plan_rows
 from core.recipe import Step
 from core.sensitivity_table import Plan, SensitivityTable, append_lines, read_lines, sum_kl
@@ -94,7 +95,7 @@ def calibrate(
     if "remembered" not in head:
         unseen = None
     rows, count = _begun(path, head), 2 * COUNT if subject else COUNT
-    for number, (plan, repaired, last) in enumerate(_plans(network.profile, table, rows, subject is not None), 1):
+    for number, (plan, repaired) in enumerate(_plans(network.profile, table, rows, subject is not None), 1):
         if _found(rows, plan, repaired):
             continue
         kind = "repaired plan" if repaired else "plan"
@@ -105,12 +106,12 @@ def calibrate(
         else:
             found = measure_plan(network, plan, x, y, before, unseen)
         row: dict[str, Any] = {"plan": plan_rows(plan), "repaired": repaired, "kl": sum_kl(table, plan)[0]}
-        row |= {"drop": found, "images": len(x)}
-        row |= ({"unseen": len(unseen.margins)} if unseen else {}) | ({"last": True} if last else {})
+        row |= {"drop": found, "images": len(x)} | ({"unseen": len(unseen.margins)} if unseen else {})
         append_lines(path, [row])
         rows.append(row)
+    _finish(path, rows)
     report(1.0, "Forecast calibrated")
-    own = ((plan, repaired) for plan, repaired, _ in _plans(network.profile, table, rows, subject is not None))
+    own = _plans(network.profile, table, rows, subject is not None)
     return [line for plan, repaired in own if (line := _found(rows, plan, repaired))]
 
 
@@ -121,18 +122,15 @@ def _time(plans: int) -> int:
 
 def _plans(
     profile: Profile, table: SensitivityTable, rows: Sequence[Mapping[str, Any]], mended: bool
-) -> Iterator[tuple[Plan, bool, bool]]:
-    """(plan, whether it is repaired, whether it is the last). `rows` hold the scouts when the others are asked for."""
+) -> Iterator[tuple[Plan, bool]]:
+    """(plan, whether it is repaired). `rows` hold the scouts when the others are asked for."""
     first = scouts(profile, table)
-    for plan in first:
-        yield plan, False, False
+    yield from ((plan, False) for plan in first)
     known = [row for plan in first if (row := _found(rows, plan, False))]
     changed = [(row["kl"], row["drop"].get("unseen_agreement", row["drop"]["agreement"])) for row in known]
-    todo = [(plan, False) for plan in calibration_plans(profile, table, False, reach(changed), first)]
+    yield from ((plan, False) for plan in calibration_plans(profile, table, False, reach(changed), first))
     if mended:
-        todo += [(plan, True) for plan in calibration_plans(profile, table.repaired, True)]
-    for number, (plan, repaired) in enumerate(todo, 1):
-        yield plan, repaired, number == len(todo)
+        yield from ((plan, True) for plan in calibration_plans(profile, table.repaired, True))
 
 
 def _found(rows: Sequence[Mapping[str, Any]], plan: Plan, repaired: bool) -> Mapping[str, Any] | None:
@@ -152,8 +150,16 @@ def _head(about: Mapping[str, object], before: Tensor, y: Tensor | None, unseen:
 def _begun(path: Path, head: dict[str, object]) -> list[dict[str, Any]]:
     """The lines that are there, the first of them the circumstances; a file of others is begun anew."""
     rows = read_lines(path)
-    if not rows or rows[0] != head:
+    if not rows or {key: value for key, value in rows[0].items() if key != DONE} != head:
         path.unlink(missing_ok=True)
         rows = [head]
         append_lines(path, rows)
     return rows
+
+
+def _finish(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Say in the first line that nothing is left to measure."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    append_lines(part, [rows[0] | {DONE: True}, *rows[1:]])
+    os.replace(part, path)

@@ -179,6 +179,8 @@ def path_plans(profile: Profile, table: SensitivityTable, within: tuple[float, f
         if not rows_of(profile, technique):
             continue
         choices = Choices(profile, table, {technique: LEVELS[technique]})
+        if not choices.items({}):  # nothing of it is measured
+            continue
         inside = [a for a in choices.front(kind, 256) if low <= a.loss <= high]
         found = spread(inside, wanted)
         plans += [a.levels for a in found]
