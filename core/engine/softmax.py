@@ -1,8 +1,8 @@
 """The Softmax at the end of an uploaded network: left out in the studio, put back in every file that it writes.
 
 Files from Keras answer with probabilities. All that is measured and trained here starts from logits: KL divergences and
-margins of probabilities, which are close to 0 or 1, say little, and cross-entropy of them teaches next to nothing. The
-logits are what the Softmax reads; the downloaded file answers as the uploaded one did (`ModelCard.probabilities`).
+margins of probabilities, which are close to 0 or 1, say little, and cross-entropy of them teaches less. The logits are
+what the Softmax reads; the downloaded file answers as the uploaded one did (`ModelCard.probabilities`).
 """
 
 from __future__ import annotations
