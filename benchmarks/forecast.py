@@ -52,11 +52,14 @@ def judged(subject: Subject, table: SensitivityTable, count: int, images: int, s
     return rows[:count]
 
 
+def told(_: float, message: str, **__: object) -> None:
+    print(message, flush=True)
+
+
 def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tuple[Point, ...]:
     path = RESULTS / f"forecast-{subject.name}-calibration.jsonl"
     x, y = subject.images(0, FITTED)
     about, techniques = {"model": subject.name, "images": FITTED}, (subject.model, subject.data) if repaired else None
-    told = lambda _, message: print(message, flush=True)  # noqa: E731
     rows = calibrate(subject.network, table, x, y, path, about, told, techniques)
     found = (calibration_point(table, row, "accuracy") for row in rows)
     return tuple(point for point in found if point)

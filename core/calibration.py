@@ -131,7 +131,7 @@ class Calibration:
         Against the loss as counted, noise and all: that is what will be measured. The plan of most nats is foretold
         from one side alone, which no other is: beyond it nothing is promised.
         """
-        inside = self.kl < self.kl.max()
+        inside = np.arange(len(self.kl)) != self.kl.argmax()
         errors, far = (np.abs(self.left_out - self.drop) / self.scale(self.left_out))[inside], self.left_out >= NEAR
         near, away = (half_width(errors[s] if s.sum() >= 4 else errors) for s in (~far[inside], far[inside]))
         return near, away

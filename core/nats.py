@@ -60,11 +60,11 @@ class Nats:
 
     def totals(self, rows: Array, ways: Ways) -> Array:
         """(n,) what rows (n, d) add up to."""
-        total = np.zeros(len(rows))
+        found = np.zeros(len(rows))
         for technique, columns in self.columns.items():
             share, power = ways.get(technique, ALONE)
-            total += ((share * rows[:, columns]) ** power).sum(1) ** (1 / power)
-        return total
+            found += ((share * rows[:, columns]) ** power).sum(1) ** (1 / power)
+        return found
 
     def traits(self, rows: Array, ways: Ways) -> Array:
         """(n, d) where rows (n, d) are spent, as `core/alike.py` has it."""

@@ -363,3 +363,8 @@ def test_no_interval_reaches_further_above_the_original_than_a_count_may() -> No
     assert found.low is not None
     assert found.high == pytest.approx(0.9 + forecast.calibration(False).width(0.0))
     assert found.value - found.low > found.high - found.value
+
+
+def test_plans_of_the_same_nats_still_have_an_interval() -> None:
+    same = tuple(Point(0.1, 0.01 * i, "calibration") for i in range(6))
+    assert Calibration(same).width(0.02) > 0

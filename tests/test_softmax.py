@@ -17,7 +17,7 @@ from core.engine.identity import fingerprint
 from core.engine.judge import expected_loss
 from core.engine.models import Model, open_model
 from core.engine.run import run
-from core.engine.softmax import leave_out, logits_of
+from core.engine.softmax import as_logits, leave_out
 from core.engine.tasks import bring_model
 from core.engine.tasks import open_model as open_kept
 from core.recipe import Recipe, Step
@@ -129,12 +129,14 @@ def test_margins_of_probabilities_are_those_of_logits() -> None:
     after = before + rng.normal(0, 1, before.shape).astype(np.float32)
     soft = [(torch.from_numpy(z).softmax(1)).numpy() for z in (before, after)]
     assert expected_loss(*soft, None) == pytest.approx(expected_loss(before, after, None), rel=1e-3)
-    np.testing.assert_array_equal(logits_of(before), before)
+    np.testing.assert_array_equal(as_logits(before), before)
+    rounded = as_logits(soft[0].astype(np.float16).astype(np.float32))  # as a file of 16-bit floats answers
+    assert rounded.max() <= 0
 
 
 def test_a_certain_answer_has_a_logit(model: Model) -> None:
     sure = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-    assert np.isfinite(logits_of(sure)).all()
+    assert np.isfinite(as_logits(sure)).all()
     images = to_tensor(tiny_data().test.x[:8], model.card)
     with torch.no_grad():
         assert model.module(images).abs().max() > 1  # logits, not shares

@@ -159,7 +159,7 @@ def _begun(path: Path, head: dict[str, object]) -> list[dict[str, Any]]:
 
 def _finish(path: Path, rows: list[dict[str, Any]]) -> None:
     """Say in the first line that nothing is left to measure."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     append_lines(part, [rows[0] | {DONE: True}, *rows[1:]])
     os.replace(part, path)

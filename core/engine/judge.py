@@ -25,7 +25,7 @@ from scipy.special import ndtr
 
 from core.compare import read_logits
 from core.engine.data import Images
-from core.engine.softmax import logits_of
+from core.engine.softmax import as_logits
 
 Array = NDArray[np.float64]
 TELLING = 1000  # unseen images from which margins tell more than on the images that are looked at
@@ -141,7 +141,7 @@ def standard_error(losses: NDArray[np.float64] | NDArray[np.bool_]) -> float:
 
 def margins(logits: NDArray[np.float32], wanted: NDArray[np.int64]) -> Array:
     """(n,): the wanted class's logit above the largest of the others; negative where another is higher."""
-    rows, own = np.arange(len(logits)), logits_of(logits).astype(np.float64)
+    rows, own = np.arange(len(logits)), as_logits(logits).astype(np.float64)
     others = own.copy()
     others[rows, wanted] = -np.inf
     margin: Array = own[rows, wanted] - others.max(1)
