@@ -3,7 +3,8 @@
     python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 7250] [--seed 0] [--repaired]
 
 Run `benchmarks.sensitivity` first: its table is read. The forecast is calibrated on 2,000 images by 16 plans; recipes
-are judged on `--images` others. What is compared is the accuracy lost, so that the difficulty of either part cancels.
+lie where those of a network do, evenly between a changed answer in a hundred and six in ten, and are judged on
+`--images` others. What is compared is the accuracy lost, so that the difficulty of either part cancels.
 Goals: Spearman 0.97; within 10 points of the baseline a mean error of 0.8 points and an 80 % interval no wider than
 ±2.0 that covers 75–90 %.
 """
@@ -22,7 +23,7 @@ from scipy.stats import spearmanr
 from benchmarks.subjects import Subject, add_subject, open_subject
 from core.calibration import NEAR, Point
 from core.engine.calibrate import calibrate, measure_plan
-from core.engine.calibration_plans import COUNT, random_plan
+from core.engine.calibration_plans import COUNT, SCOUTED, random_plan, reach
 from core.engine.telling import answers
 from core.forecast import Forecast
 from core.measured_plans import calibration_point
@@ -31,15 +32,22 @@ from core.sensitivity_table import SensitivityTable, append_lines, read_lines, r
 
 RESULTS = Path(__file__).parent / "results"
 FITTED = 2000  # images that calibration sees
-AIMS = (0.005, 1.0)  # summed KL of the recipes in nats: from nothing lost to a ruined network
 
 
-def judged(subject: Subject, table: SensitivityTable, count: int, images: int, seed: int) -> list[dict[str, object]]:
-    """Random recipes with the accuracy each one lost; kept as they are measured, so a stopped run goes on."""
+Within = tuple[float, float]
+
+
+def judged(
+    subject: Subject, table: SensitivityTable, within: Within, count: int, images: int, seed: int
+) -> list[dict[str, object]]:
+    """Random recipes with the accuracy each one lost; kept as they are measured, so a stopped run goes on.
+
+    Their summed KL, in nats, lies `within`.
+    """
     path = RESULTS / f"forecast-{subject.name}-recipes.jsonl"
     rows = [r for r in read_lines(path) if (r["images"], r["seed"]) == (images, seed)]
     rng = np.random.default_rng(1000 + seed)
-    aims = np.exp(rng.uniform(*np.log(AIMS), count))
+    aims = np.exp(rng.uniform(*np.log(within), count))
     plans = [random_plan(subject.profile, table, float(aim), rng) for aim in aims]
     x, y = subject.images(FITTED + 250, images)  # tier 0 saw 96 of those in between
     before = answers(subject.module, x)
@@ -56,13 +64,15 @@ def told(_: float, message: str, **__: object) -> None:
     print(message, flush=True)
 
 
-def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tuple[Point, ...]:
+def calibrated(subject: Subject, table: SensitivityTable, repaired: bool) -> tuple[tuple[Point, ...], Within]:
+    """The measured plans, and the nats between which they lie."""
     path = RESULTS / f"forecast-{subject.name}-calibration.jsonl"
     x, y = subject.images(0, FITTED)
     about, techniques = {"model": subject.name, "images": FITTED}, (subject.model, subject.data) if repaired else None
     rows = calibrate(subject.network, table, x, y, path, about, told, techniques)
     found = (calibration_point(table, row, "accuracy") for row in rows)
-    return tuple(point for point in found if point)
+    scouted = [(row["kl"], row["drop"]["agreement"]) for row in rows[: len(SCOUTED)]]
+    return tuple(point for point in found if point), reach(scouted)
 
 
 def summary(subject: Subject, forecast: Forecast, rows: list[dict[str, object]]) -> dict[str, object]:
@@ -142,9 +152,9 @@ def main() -> None:
     if table is None:
         raise SystemExit("Run benchmarks.sensitivity on this model first.")
     subject = open_subject(args.model, args.data, args.mean, args.std)
-    points = calibrated(subject, table, args.repaired)
+    points, within = calibrated(subject, table, args.repaired)
     assert len(points) >= COUNT - 2, "calibration is not complete"
-    rows = judged(subject, table, args.recipes, args.images, args.seed)
+    rows = judged(subject, table, within, args.recipes, args.images, args.seed)
     found = summary(subject, Forecast(subject.profile, table, points, 1.0, images=args.images), rows)
     path = RESULTS / f"forecast-{subject.name}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}

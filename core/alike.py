@@ -9,8 +9,6 @@ networks and 30 recipes run one after the other, the error of the next one fell 
 
 from __future__ import annotations
 
-from math import exp
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +40,8 @@ def ratios(measured: Array, mapped: Array) -> Array:
     return found
 
 
-def corrected(loss: float, alike: Array, known: Array) -> float:
-    """A mapped loss with what plans that are `alike` (n,) had for ratios, `known` (n,). Never below 0."""
-    shift = float(alike @ known) / (float(alike.sum()) + DOUBT)
-    return max(0.0, (loss + LITTLE) * exp(shift) - LITTLE)
+def corrections(losses: Array, alike: Array, known: Array) -> Array:
+    """Mapped losses with what plans that are `alike` (…, n) had for ratios, `known` (…, n). Never below 0."""
+    shift = (alike * known).sum(-1) / (alike.sum(-1) + DOUBT)
+    found: Array = np.maximum((losses + LITTLE) * np.exp(shift) - LITTLE, 0.0)
+    return found

@@ -1,6 +1,6 @@
 """Summed KL → accuracy lost, with an interval, from plans that were measured whole. NumPy only.
 
-A non-decreasing map from the logarithm of the sum to the loss is fitted to the measurements. The interval is conformal
+A map from the sum to the loss is fitted to the measurements (`core/law.py`). The interval is conformal
 (Vovk et al. 2005): a quantile of the leave-one-out errors, each as a multiple of what one would expect at its predicted
 loss, the standard error of the count and a share of the loss (normalized: Lei et al. 2018). It is taken separately near
 the original and far from it (Mondrian). Those errors hold the noise of a count over the images that plans were measured
@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import hypot, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.alike import corrected, likeness, ratios
-from core.sensitivity_table import SMALLEST_KL, Plan, pool_violators
+from core.alike import corrections, likeness, ratios
+from core.law import fit, read_map
+from core.sensitivity_table import Plan, pool_violators
 
 Array = NDArray[np.float64]
 CALIBRATION = "calibration"
 NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SIGMAS = 1.2816  # that as many normal errors stay within
-SMOOTHING = 0.35  # half-width of the averaging window, in log KL
 BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
 SHARE = 0.3  # of the predicted loss, that it may be off besides the error of the count
 ERROR = 0.003  # of the count, where no measured plan tells
@@ -54,23 +54,13 @@ class Point:
         counted, biased = self.error**2, (BIAS * self.expected) ** 2
         return (biased * self.drop + counted * self.expected) / max(biased + counted, 1e-30)
 
-
-def fit(kl: Array, drop: Array) -> tuple[Array, Array]:
-    """(log KL, loss) on a grid: isotonic, at least 0, averaged over ±SMOOTHING, going to 0 with KL."""
-    order = np.argsort(kl, kind="stable")
-    x = np.log(np.maximum(kl[order], SMALLEST_KL))
-    y = np.maximum(pool_violators(drop[order]), 0.0)
-    grid = np.linspace(x[0] - 2.0, x[-1], 192)
-    around = grid[:, None] + np.linspace(-SMOOTHING, SMOOTHING, 15)
-    steps = np.where(around < x[0], y[0] * np.exp(around - x[0]), np.interp(around, x, y))
-    return grid, steps.mean(1)
-
-
-def read_map(grid: Array, values: Array, kl: Array) -> Array:
-    """(n,) the loss at each KL (n,); below the grid in proportion to it, beyond it the last value."""
-    x = np.log(np.maximum(kl, SMALLEST_KL))
-    found: Array = np.where(x < grid[0], values[0] * np.exp(np.minimum(x - grid[0], 0.0)), np.interp(x, grid, values))
-    return found
+    @property
+    def doubt(self) -> float:
+        """Standard error of `estimate`."""
+        if self.expected is None or not self.error:
+            return self.error
+        biased = BIAS * self.expected
+        return self.error * abs(biased) / hypot(self.error, biased)
 
 
 def half_width(errors: Array) -> float:
@@ -90,20 +80,23 @@ class Calibration:
         self.points, self.images = points, images
         self.traits = np.zeros((len(points), 1)) if traits is None else traits
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
-        self.estimate = np.array([p.estimate for p in points])
+        self.estimate, self.doubt = (np.array([getattr(p, name) for p in points]) for name in ("estimate", "doubt"))
 
     @cached_property
     def _map(self) -> tuple[Array, Array]:
-        return fit(self.kl, self.estimate)
+        grid, values = fit(self.kl, self.estimate, self.doubt, np.ones((1, len(self.kl))))
+        return grid, values[0]
 
     @cached_property
     def left_out(self) -> Array:
         """(n,) the loss predicted for each point from all others."""
+        others = 1 - np.eye(len(self.kl))
+        grid, values = fit(self.kl, self.estimate, self.doubt, others)
         found = []
-        for i, rest in enumerate(~np.eye(len(self.kl), dtype=bool)):
-            mapped = read_map(*fit(self.kl[rest], self.estimate[rest]), self.kl)
-            alike = likeness(self.traits[rest], self.kl[rest], self.traits[i], self.kl[i])
-            found.append(corrected(float(mapped[i]), alike, ratios(self.estimate[rest], mapped[rest])))
+        for i, rest in enumerate(others):
+            mapped = read_map(grid, values[i], self.kl)
+            alike = rest * likeness(self.traits, self.kl, self.traits[i], self.kl[i])
+            found.append(corrections(mapped[i], alike, ratios(self.estimate, mapped)))
         return np.array(found)
 
     @cached_property
@@ -140,7 +133,7 @@ class Calibration:
         """(loss, half-width of its interval) at a summed KL, of a plan that spends it as `trait` (d,) says."""
         drop = float(read_map(*self._map, np.array(kl)))
         if trait is not None:
-            drop = corrected(drop, likeness(self.traits, self.kl, trait, kl), self._ratios)
+            drop = float(corrections(np.array(drop), likeness(self.traits, self.kl, trait, kl), self._ratios))
         return drop, self.width(drop)
 
     def width(self, drop: float, images: int | None = None) -> float:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.alike import DOUBT, LITTLE, corrected, likeness, ratios, traits
+from core.alike import DOUBT, LITTLE, corrections, likeness, ratios, traits
 from core.calibration import Calibration, Point
 from core.forecast import Forecast
 from core.nats import Nats, total
@@ -39,10 +39,9 @@ def test_a_loss_is_corrected_by_hand() -> None:
     """One plan just like it lost twice what was mapped, the small amount added to both."""
     known = ratios(np.array([2 * (0.1 + LITTLE) - LITTLE]), np.array([0.1]))
     np.testing.assert_allclose(known, [log(2)])
-    found = corrected(0.05, np.array([1.0]), known)
-    assert found == pytest.approx((0.05 + LITTLE) * 2 ** (1 / (1 + DOUBT)) - LITTLE)
-    assert corrected(0.05, np.array([0.0]), known) == pytest.approx(0.05)
-    assert corrected(0.0, np.array([1.0]), np.array([-5.0])) == 0.0
+    found = corrections(np.array([0.05, 0.05]), np.array([[1.0], [0.0]]), known)
+    np.testing.assert_allclose(found, [(0.05 + LITTLE) * 2 ** (1 / (1 + DOUBT)) - LITTLE, 0.05])
+    assert corrections(np.array(0.0), np.array([1.0]), np.array([-5.0])) == 0.0
 
 
 def spread(technique: str, level: float) -> Plan:
