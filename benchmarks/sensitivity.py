@@ -1,10 +1,11 @@
 """Sensitivity: tiers 0 and 1 against exact evaluation, in rank and in time, beside the ways other tools sweep layers.
 
-    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 2000] [--minutes 60] [--every 1] [--sweep]
+    python -m benchmarks.sensitivity MODEL.onnx DATA.npz [--images 8000] [--minutes 60] [--every 1] [--sweep]
 
-DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images; tier 0
-sees 96 others, and tier 1 picks its own of those held back. Times are processor seconds, so that a busy machine changes
-no ratio.
+DATA.npz holds x_test and y_test. The exact answer is the change of cross-entropy on `--images` labelled images: on
+2,000, whose halves rank the cells of ResNet-56 with a correlation of 0.57, a score that knew the truth would reach
+0.85. Tier 0 sees 96 others, and tier 1 picks its own of those held back. Times are processor seconds, so that a busy
+machine changes no ratio, and of sweeps over 2,000 images.
 Sweeps are timed by turns on every tenth cell and scaled to the whole table: NNI and Distiller mask one layer and
 test the whole network; AIMET does so for ten ratios of every layer; torch-pruning cuts a copy and tests that.
 """
@@ -34,6 +35,7 @@ from core.sensitivity_table import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 100  # images at once in the exact sweep
+TOLD = 2000  # images of the sweeps whose times are told
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -178,11 +180,11 @@ def draw(subject: Subject, pool: Tensor) -> None:
 
 def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     judge = subject.images(args.first, args.images)
-    unseen = subject.images(args.first + args.images, 96)
     cells = settings(subject.profile)
     judged = slice(None, None, args.every)
     swept = exact_sweep(subject, *judge, args.minutes, args.every)
     loss, images = swept["loss"], int(swept["images"])
+    unseen = subject.images(args.first + images, 96)
     ranked = rank_cells(subject.network, *unseen, cells)
     tier0 = min(seconds(lambda: rank_cells(subject.network, *unseen, cells)) for _ in range(3))
     path = RESULTS / f"sensitivity-{subject.name}.jsonl"
@@ -193,9 +195,9 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     tier1 = time.process_time() - start - tier0
     order = [(name, technique, level) for (name, technique), level in cells[judged]]
     worst, each = race(subject, judge[0][:CHUNK], unseen[0][: enough_images(subject.profile)])
-    naive = rivals(subject, judge[0], each["uncached"])
+    naive = rivals(subject, judge[0][:TOLD], each["uncached"])
     drawn = seconds(lambda: draw(subject, pool))
-    once, exact = drawn + each["tier 1"] * len(cells), each["cached"] * args.images * len(cells)
+    once, exact = drawn + each["tier 1"] * len(cells), each["cached"] * TOLD * len(cells)
     by_key = {(c.layer, c.technique, c.level): c for c in ranked}
     scores = {
         "tier 1: KL": np.array([table.cells[k].kl for k in order]),
@@ -207,7 +209,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
     ranks = {name: by_technique(values, loss, order) for name, values in scores.items()}
     return {
         "model": subject.name,
-        "cells": len(cells), "cells_judged": len(order), "images": images, "seconds_scaled_to_images": args.images,
+        "cells": len(cells), "cells_judged": len(order), "images": images, "seconds_scaled_to_images": TOLD,
         "spearman": ranks,
         "tier0_s": tier0, "tier1_s": tier1, "tier1_by_turns_s": once, "of_which_drawing_s": drawn,
         "cached_exact_s": exact, "others_s": naive,
@@ -221,7 +223,7 @@ def report(subject: Subject, args: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_subject(parser)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop the exact sweep after so long; run again")
     parser.add_argument("--every", type=int, default=1, help="judge by every nth cell: for deep networks")
     parser.add_argument("--sweep", action="store_true", help="only go on with the exact sweep")

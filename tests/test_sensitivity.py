@@ -184,7 +184,7 @@ def test_measures_by_hand_and_without_labels(net: Net, network: Network, tmp_pat
     net.head.weight.data *= 20  # sure of itself, so that KL has a direction
     table = measure_cells(network, x, y, tmp_path / "labelled.jsonl", {"images": "a"})
     cell = table.cells[("pick", "quantize", 2)]
-    index, w = telling(answers(net, x), 40, 2.0)
+    index, w = telling(answers(net, x), 32, 2.0)
     changed = {"pick": fake_quantize(net.pick.weight.detach(), 2)}
     with torch.no_grad():
         whole, before = net(x), net(x[index])
@@ -213,7 +213,7 @@ def test_measures_by_hand_and_without_labels(net: Net, network: Network, tmp_pat
 def test_a_deeper_network_is_measured_on_fewer_images_but_never_on_few() -> None:
     """Cells and what each runs again grow with depth: with images held, time would grow with its square."""
     counts = {len(p.tunable): enough_images(p) for p in map(resnet, (1, 3, 9, 18))}
-    assert counts == {10: 40, 22: 40, 58: 15, 112: 8}
+    assert counts == {10: 32, 22: 32, 58: 12, 112: 6}
 
 
 def test_it_goes_on_where_it_was_stopped(network: Network, tmp_path: Path) -> None:
