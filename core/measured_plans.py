@@ -22,7 +22,7 @@ from core.recipe import Recipe
 from core.sensitivity_table import SensitivityTable, sum_kl
 
 DONE = "finished"  # in the first line of the calibration file, once nothing is left to measure
-JUDGE = 2  # version of what is expected of margins: plans that another judged are measured anew
+JUDGE = 3  # version of what is expected of margins: plans that another judged are measured anew
 UNSEEN_BIAS = 0.15  # of what is expected of unseen images, that it may differ from their count
 
 

@@ -56,6 +56,16 @@ def test_sure_answers_move_further_by_hand() -> None:
     assert expected_loss(before, after, None) == pytest.approx(norm.cdf(-1), abs=1e-6)
 
 
+def test_what_becomes_of_sure_answers_decides_nothing() -> None:
+    """Margins up to 8 move by 4 more or less, the many above by 1, which taken for all would lose too little."""
+    rng = np.random.default_rng(0)
+    old = rng.uniform(0, 40, 5000)
+    spread = np.where(old < 8, 4.0, 1.0)
+    before, after = pair(old.tolist(), (spread * rng.standard_normal(5000)).tolist())
+    assert expected_loss(before, after, None) == pytest.approx(norm.cdf(-old / spread).mean(), rel=0.1)
+    assert Move.of(old, margins(after, before.argmax(1))).floor == pytest.approx(16, rel=0.3)
+
+
 def test_labels_set_what_is_won_against_what_is_lost() -> None:
     """Margins 2 and -2 are halved, and 1 more or less: as many wrong ones are won as right ones are lost."""
     before, after = pair([2, 2, -2, -2], [0, -2, 0, 2])
@@ -137,7 +147,7 @@ def test_images_known_by_heart_do_not_hide_what_others_lose() -> None:
     known[np.arange(2000), y[:2000]] += 8
     changed = [x + rng.standard_normal(x.shape).astype(np.float32) for x in (fresh, known)]
     truth = counted_loss(fresh, changed[0], y)
-    assert unseen_losses(known, changed[1], Unseen.of(fresh, y)).mean() == pytest.approx(truth, rel=0.15)
+    assert unseen_losses(known, changed[1], Unseen.of(fresh, y)).mean() == pytest.approx(truth, rel=0.2)
     assert expected_loss(known, changed[1], y[:2000]) < 0.5 * truth
 
 
