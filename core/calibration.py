@@ -1,12 +1,13 @@
 """Summed KL → accuracy lost, with an interval, from plans that were measured whole. NumPy only.
 
-A map from the sum to the loss is fitted to the measurements (`core/law.py`). The interval is conformal
-(Vovk et al. 2005): a quantile of the leave-one-out errors, each as a multiple of what one would expect at its predicted
-loss, the standard error of the count and a share of the loss (normalized: Lei et al. 2018). It is taken separately near
-the original and far from it (Mondrian). Those errors hold the noise of a count over the images that plans were measured
-on; what will be measured is counted over others, often many more, so that the one is taken out and the other put in.
-What all plans have in common on those images, no plan that is left out can show: a share of the noise of their count,
-such that intervals of five networks, three of them with other images, held 81 % of what was measured.
+A map from the sum to the loss is fitted to the measurements (`core/law.py`). The interval is conformal (Vovk et al.
+2005): a quantile of the leave-one-out errors, each as a multiple of what one would expect at its predicted loss, the
+standard error of the count and a share of the loss (normalized: Lei et al. 2018). It is taken separately near the
+original and far from it (Mondrian). Those errors hold what the map is off by; the noise of the images over which a
+candidate will be counted is put in, the more the fewer they are. The noise of those that plans were measured on stays:
+half of it all plans have in common, which no plan that is left out can show. Of 480 recipes in four networks, counted
+on other images, intervals near the original held 94 and 85 % in two, 62 and 67 % in two whose plans were measured on
+2,000 images that lose less than the others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ NEAR = 0.10  # a predicted loss below this share is near the original
 COVERAGE = 0.8  # of the interval
 SIGMAS = 1.2816  # that as many normal errors stay within
 BIAS = 0.2  # of the expected loss, that it may differ from the count of infinitely many images
-COMMON = 0.25  # of the variance of a count, that all plans have in common where they are fitted
 SHARE = 0.3  # of the predicted loss, that it may be off besides the error of the count
 ERROR = 0.003  # of the count, where no measured plan tells
 
@@ -45,7 +45,6 @@ class Point:
     error: float = 0.0  # standard error of the loss, from the images whose answer changed
     expected: float | None = None  # the loss as the margins say, which varies less but may be off by BIAS of itself
     images: int = 0  # that it was counted over; 0: not known
-    foretold: bool = False  # not counted, but expected of the images that will be
 
     @property
     def estimate(self) -> float:
@@ -141,11 +140,7 @@ class Calibration:
         """Of the interval around a predicted loss, as it is counted over `images`; 0: over those of the plans."""
         wide = float(self._widths[drop >= NEAR] * self.scale(np.array(drop)))
         images, measured = self.images if images is None else images, max(p.images for p in self.points)
-        if not images:
+        if not images or not measured:
             return wide
         noise = SIGMAS**2 * float(np.interp(drop, *self._noise))
-        if any(p.foretold for p in self.points):  # what the map is off by has no noise in it yet
-            return sqrt(wide**2 + noise)
-        if not measured:
-            return wide
-        return sqrt(max(wide**2 - noise, 0.0) + noise * (COMMON + measured / images))
+        return sqrt(wide**2 + noise * measured / images)

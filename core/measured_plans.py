@@ -36,7 +36,7 @@ def calibration_point(table: SensitivityTable, row: Mapping[str, Any], measure: 
     if f"unseen_{measure}" in lost:
         drop, images = lost[f"unseen_{measure}"], row["unseen"]
         error = hypot(_error(drop, lost["unseen_agreement"], images), UNSEEN_BIAS * drop)
-        return made(drop, error=error, images=images, foretold=True)
+        return made(drop, error=error, images=images)
     images = row.get("images", 0)
     error = _error(lost[measure], lost["agreement"], images or 1)
     return made(lost[measure], error=error, expected=lost.get(f"expected_{measure}"), images=images)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from core.calibration import COMMON, ERROR, Calibration, Point, half_width
+from core.calibration import ERROR, Calibration, Point, half_width
 from core.candidate import Candidate, Scores, Share
 from core.cards import ModelCard
 from core.errors import RecipeError
@@ -90,23 +90,19 @@ def test_the_interval_grows_with_the_loss() -> None:
 
 
 def test_the_interval_has_the_noise_of_the_images_that_will_be_counted() -> None:
-    """Half-width 3 by plans whose count is 1 point off: 80 % of its noise is 1.2816. Over four times the images that is
-    halved, over a quarter doubled; what else the map is off by stays, and so does what all plans have in common."""
-    counted = tuple(replace(p, error=0.01, images=2000) for p in points(10))
+    """Half-width 3 by plans whose count is 1 point off: 80 % of its noise is 1.2816. Over four times the images half of
+    that comes in, over a quarter twice that; of plans that say not how many they were counted on nothing."""
 
-    def width(images: int, wide: float = 0.03, foretold: bool = False) -> float:
-        known = Calibration(tuple(replace(p, foretold=foretold) for p in counted), images)
-        known.__dict__["_widths"] = (wide / float(known.scale(np.array(0.02))), 1.0)
+    def width(images: int, measured: int = 2000) -> float:
+        counted = tuple(replace(p, error=0.01, images=measured) for p in points(10))
+        known = Calibration(counted, images)
+        known.__dict__["_widths"] = (0.03 / float(known.scale(np.array(0.02))), 1.0)
         return known.width(0.02)
 
-    noise, rest = 0.012816**2, 0.03**2 - 0.012816**2 + COMMON * 0.012816**2
-    assert width(0) == pytest.approx(0.03)
-    assert width(2000) == pytest.approx(np.sqrt(rest + noise), rel=1e-3)
-    assert width(8000) == pytest.approx(np.sqrt(rest + noise / 4), rel=1e-3)
-    assert width(500) == pytest.approx(np.sqrt(rest + noise * 4), rel=1e-3)
-    few = np.sqrt(noise * (COMMON + 0.25))  # plans that happen to agree: as the count
-    assert width(8000, 0.001) == pytest.approx(few, rel=1e-3)
-    assert width(2000, foretold=True) == pytest.approx(np.hypot(0.03, 0.012816), rel=1e-3)  # there is none in it yet
+    assert width(0) == width(2000, 0) == pytest.approx(0.03)
+    assert width(2000) == pytest.approx(np.hypot(0.03, 0.012816), rel=1e-3)
+    assert width(8000) == pytest.approx(np.hypot(0.03, 0.012816 / 2), rel=1e-3)
+    assert width(500) == pytest.approx(np.hypot(0.03, 0.012816 * 2), rel=1e-3)
 
 
 def test_counted_and_expected_losses_are_weighted_by_what_each_may_be_off() -> None:
