@@ -3,8 +3,8 @@
     python -m benchmarks.forecast MODEL.onnx DATA.npz [--recipes 60] [--images 7250] [--seed 0] [--repaired]
 
 Run `benchmarks.sensitivity` first: its table is read. The forecast is calibrated on 2,000 images by 16 plans; recipes
-lie between a changed answer in a hundred and six in ten, evenly in the root of nats, so that about half of them lose
-more than 10 points. Evenly in the logarithm nine in ten would lose less, and a perfect forecast of such counts reach a
+lie between a changed answer in a hundred and six in ten, evenly in the root of nats, so that two in five lose more
+than 10 points. Evenly in the logarithm nine in ten would lose less, and a perfect forecast of such counts reach a
 rank correlation of 0.955. They are judged on `--images` others; what is compared is the accuracy lost, so that the
 difficulty of either part cancels.
 Goals: Spearman 0.97; within 10 points of the baseline a mean error of 0.8 points and an 80 % interval no wider than

@@ -6,7 +6,7 @@ standard error of the count and a share of the loss (normalized: Lei et al. 2018
 original and far from it (Mondrian). Those errors hold what the map is off by; the noise of the images over which a
 candidate will be counted is put in, the more the fewer they are. The noise of those that plans were measured on stays:
 half of it all plans have in common, which no plan that is left out can show. Of 480 recipes in four networks, counted
-on other images, intervals near the original held 94 and 85 % in two, 62 and 67 % in two whose plans were measured on
+on other images, intervals near the original held 94 and 85 % in two, 61 and 67 % in two whose plans were measured on
 2,000 images that lose less than the others.
 """
 
