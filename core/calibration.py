@@ -80,7 +80,7 @@ class Calibration:
         self.points, self.images = points, images
         self.traits = np.zeros((len(points), 1)) if traits is None else traits
         self.kl, self.drop = np.array([p.kl for p in points]), np.array([p.drop for p in points])
-        self.estimate, self.doubt = (np.array([getattr(p, name) for p in points]) for name in ("estimate", "doubt"))
+        self.estimate, self.doubt = np.array([p.estimate for p in points]), np.array([p.doubt for p in points])
 
     @cached_property
     def _map(self) -> tuple[Array, Array]:

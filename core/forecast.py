@@ -104,7 +104,7 @@ class Forecast:
         drop, wide = known.at(kl, trait)
         best = min(1.0, self.baseline + known.width(0.0))  # no damage makes a network better, but for the count's noise
         low, high = (min(best, max(0.0, self.baseline - drop + side * wide)) for side in (-1, 1))
-        return Prediction(self.baseline - drop, low, high, kl, kl > known.kl.max(), reason)
+        return Prediction(max(0.0, self.baseline - drop), low, high, kl, kl > known.kl.max(), reason)
 
     def calibration(self, repair: bool) -> Calibration:
         return self._calibrations[repair]

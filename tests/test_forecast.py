@@ -242,6 +242,18 @@ def test_beyond_the_measured_range_it_says_so() -> None:
     ).extrapolating
 
 
+def test_no_accuracy_is_below_none() -> None:
+    """A binary classifier of which half can be lost, far beyond what was measured."""
+    ruined = [Point(kl, min(0.5, 0.3 * kl), "calibration") for kl in np.geomspace(0.05, 2.0, 16).tolist()]
+    forecast = Forecast(PROFILE, TABLE, tuple(ruined), baseline=0.5)
+    found = [forecast.predict_kl(kl) for kl in (0.5, 10.0, 1000.0)]
+    values = [prediction.value or 0.0 for prediction in found]
+    assert values == sorted(values, reverse=True)
+    assert all(0 <= value <= 0.5 for value in values)
+    assert found[-1].low == 0.0
+    assert found[-1].extrapolating
+
+
 def test_intervals_near_and_far_are_kept_apart() -> None:
     """Errors of 1 point near the original and of 10 far from it."""
     near = [Point(0.01 * 1.2**i, 0.02 + 0.01 * (-1) ** i, "calibration") for i in range(12)]

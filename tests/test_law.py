@@ -93,4 +93,5 @@ def test_no_map_falls_or_leaves_what_can_be_lost(plans: list[tuple[float, float,
     assert np.isfinite(values).all()
     assert (np.diff(values) >= 0).all()
     assert values.min() >= 0
+    assert values.max() <= 1
     assert np.all(np.diff(grid) > 0)
