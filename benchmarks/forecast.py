@@ -34,8 +34,6 @@ from core.sensitivity_table import SensitivityTable, append_lines, read_lines, r
 
 RESULTS = Path(__file__).parent / "results"
 FITTED = 2000  # images that calibration sees
-
-
 Within = tuple[float, float]
 
 
@@ -51,7 +49,7 @@ def judged(
     rng = np.random.default_rng(1000 + seed)
     aims = rng.uniform(*np.sqrt(within), count) ** 2
     plans = [random_plan(subject.profile, table, float(aim), rng) for aim in aims]
-    x, y = subject.images(FITTED + 250, images)  # tier 0 saw 96 of those in between
+    x, y = subject.images(FITTED + 250, images)  # neither calibration nor tier 1 saw these
     before = answers(subject.module, x)
     for plan in plans[len(rows) :]:
         lost = measure_plan(subject.network, plan, x, y, before)
